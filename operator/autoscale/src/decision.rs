@@ -98,7 +98,7 @@ pub struct Measured {
     pub starting: usize,
     /// Pods that should have a sample and have none, by name.
     pub missing: Vec<MissingSample>,
-    /// Where the pessimistic mean lies: missing samples count against any move.
+    /// Where the mean lies. For growth, starting pods and missing samples count as idle pods.
     pub verdict: Verdict,
     /// How many replicas this trigger asks for; the present count inside its band.
     pub proposal: u32,

@@ -136,3 +136,6 @@ fn lowest(change: Change, start: u32) -> u32 {
 fn clip(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

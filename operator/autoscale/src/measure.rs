@@ -95,8 +95,8 @@ impl Samples {
         }
     }
 
-    /// The HPA's arithmetic: what is not measured is taken for idle when that speaks against growing, and for full when
-    /// that speaks against shrinking.
+    /// The HPA's arithmetic. What is not measured is taken for idle, as far as that speaks against growing. It needs no
+    /// opposite for shrinking, as the decision does not shrink at all while a sample is missing.
     fn judge(
         self,
         config: &PolicyConfig,
@@ -120,12 +120,9 @@ impl Samples {
             micro(trigger.scale_down_threshold.min(trigger.target * (1.0 - behavior.scale_down.tolerance)));
 
         let total = sum(&values);
-        let total_if_full = total.saturating_add(times(micro(1.0).max(target), missing.len()));
-        let pods_if_idle = values.len() + missing.len() + starting;
-        let pods_if_full = values.len() + missing.len();
-        let verdict = if total > times(above, pods_if_idle) {
+        let verdict = if total > times(above, values.len() + missing.len() + starting) {
             Verdict::Above
-        } else if total_if_full < times(below, pods_if_full) {
+        } else if total < times(below, values.len()) {
             Verdict::Below
         } else {
             Verdict::Within
@@ -133,7 +130,7 @@ impl Samples {
         let proposal = match verdict {
             Verdict::Above => pods_for(total, target).max(current),
             Verdict::Within => current,
-            Verdict::Below => pods_for(total_if_full, target).min(current),
+            Verdict::Below => pods_for(total, target).min(current),
         };
         let value = total as f64 / MICRO / values.len() as f64;
         Ok(Measured { value, pods: values.len(), starting, missing, verdict, proposal })
