@@ -89,7 +89,8 @@ fn bad_input_gets_a_clear_reply_and_stores_nothing() {
     truncated.truncate(truncated.len() - 10);
     let bomb = zstd::encode_all(&vec![b' '; 256 << 20][..], 1).unwrap();
     let gzip = ("content-encoding", "gzip");
-    let cases: &[(&[(&str, &str)], &[u8], u16, &str, &str)] = &[
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [u8], u16, &'a str, &'a str);
+    let cases: &[Case<'_>] = &[
         (&[JSON], b"hello", 400, "invalid-request", "invalid JSON at byte 0"),
         (&[JSON], b"", 400, "invalid-request", "no event"),
         (&[JSON], b"\xff\xfe", 400, "invalid-request", "not UTF-8"),
@@ -162,13 +163,14 @@ fn clients_that_vanish_or_dawdle_disturb_nobody() {
         EVENT.len()
     );
     vanishing.write_all(whole.as_bytes()).unwrap();
-    drop(read_reply_head(&vanishing));
+    wait_for_reply(&vanishing);
+    drop(vanishing);
     assert_eq!(pod.append(EVENT).json()["first_index"], 2);
 }
 
 /// Waits for the first byte of a reply.
-fn read_reply_head(stream: &TcpStream) -> usize {
-    stream.peek(&mut [0]).unwrap()
+fn wait_for_reply(stream: &TcpStream) {
+    assert_eq!(stream.peek(&mut [0]).unwrap(), 1);
 }
 
 #[test]
