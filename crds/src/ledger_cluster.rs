@@ -10,6 +10,7 @@ use kube::core::Rule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::autoscaling::{Autoscaling, BAND, FALLBACK_RANGE, MIN_MAX, NO_POLICY, NO_TRIGGER};
 use crate::status::LedgerClusterStatus;
 use crate::{ByteSize, Duration, FieldError};
 
@@ -30,26 +31,13 @@ use crate::{ByteSize, Duration, FieldError};
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(name = "Pods", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(name = "Desired", type_ = "integer", json_path = ".status.desiredReplicas"),
-    printcolumn(name = "CPU", type_ = "number", json_path = ".status.triggers[?(@.name==\"cpu\")].value"),
-    printcolumn(
-        name = "Queue",
-        type_ = "number",
-        json_path = ".status.triggers[?(@.name==\"queueDepth\")].value"
-    ),
-    printcolumn(
-        name = "Last decision",
-        type_ = "string",
-        json_path = ".status.lastDecision.message",
-        priority = 1
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.readyReplicas"}"#,
+    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.desiredReplicas"}"#,
+    printcolumn = r#"{"name":"CPU","type":"number","jsonPath":".status.triggers[?(@.name==\"cpu\")].value"}"#,
+    printcolumn = r#"{"name":"Queue","type":"number","jsonPath":".status.triggers[?(@.name==\"queueDepth\")].value"}"#,
+    printcolumn = r#"{"name":"Last decision","type":"string","jsonPath":".status.lastDecision.message", "priority": 1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -100,10 +88,9 @@ pub struct LedgerClusterSpec {
     pub paused: bool,
 }
 
-pub(crate) const FIXED_REPLICAS: &str =
+const FIXED_REPLICAS: &str =
     "replicas fixes the number of pods; set autoscaling.enabled to false as well, or remove replicas";
-pub(crate) const IMAGE_VERSION: &str =
-    "image has a tag or digest already; remove it there, or remove version";
+const IMAGE_VERSION: &str = "image has a tag or digest already; remove it there, or remove version";
 
 fn default_image() -> String {
     "certeus/dataplane".to_owned()
@@ -120,174 +107,6 @@ fn default_resources() -> ResourceRequirements {
         limits: list(&[("memory", "2Gi")]),
         claims: None,
     }
-}
-
-/// How the number of pods follows the load.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("self.min <= self.max", MIN_MAX).field_path(".min"),
-    rule("!self.enabled || self.cpu.enabled || self.queueDepth.enabled", NO_TRIGGER).field_path(".cpu"),
-    rule("!has(self.fallback) || (self.fallback.replicas >= self.min && self.fallback.replicas <= self.max)", FALLBACK_RANGE)
-        .field_path(".fallback"),
-]))]
-pub struct Autoscaling {
-    /// Whether the operator scales. Default: true.
-    pub enabled: bool,
-    /// Fewest pods. Default: 3.
-    #[schemars(range(min = 1, max = 1000))]
-    pub min: u32,
-    /// Most pods. The database's connection budget is divided by this number. Default: 20.
-    #[schemars(range(min = 1, max = 1000))]
-    pub max: u32,
-    /// Scales on CPU in use, as a fraction of `resources.requests.cpu`.
-    pub cpu: Trigger,
-    /// Scales on how full the queue of accepted events is, by number, bytes or age of its oldest event, as a fraction.
-    pub queue_depth: Trigger,
-    /// How long the load must stay low before pods are removed. `behavior.scaleDown.stabilizationWindowSeconds` goes
-    /// before it. At most 1h. Default: 5m.
-    pub cooldown: Duration,
-    /// How fast to move in each direction, as in a HorizontalPodAutoscaler v2.
-    pub behavior: Behavior,
-    /// What to do while load cannot be measured. Default: keep the number of pods; never fewer in any case.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<Fallback>,
-}
-
-pub(crate) const MIN_MAX: &str = "min must not be larger than max";
-pub(crate) const NO_TRIGGER: &str =
-    "at least one of cpu and queueDepth must be enabled, or set autoscaling.enabled to false";
-pub(crate) const FALLBACK_RANGE: &str = "fallback.replicas must lie between min and max";
-
-impl Default for Autoscaling {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            min: 3,
-            max: 20,
-            cpu: Trigger::default(),
-            queue_depth: Trigger::default(),
-            cooldown: Duration::from_secs(300),
-            behavior: Behavior::default(),
-            fallback: None,
-        }
-    }
-}
-
-/// When one measure asks for more or fewer pods, and where it wants to land. Values are the mean over the pods, as a
-/// fraction of what one pod can take. Between the two thresholds nothing happens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("self.scaleDownThreshold <= self.target && self.target <= self.scaleUpThreshold", BAND).field_path(".target"),
-]))]
-pub struct Trigger {
-    /// Whether this measure counts. Default: true.
-    pub enabled: bool,
-    /// The value that a move aims for. Default: 0.70.
-    #[schemars(range(min = 0.001, max = 1000.0))]
-    pub target: f64,
-    /// Add pods above this value. Default: 0.80.
-    #[schemars(range(min = 0.001, max = 1000.0))]
-    pub scale_up_threshold: f64,
-    /// Remove pods below this value. Default: 0.40.
-    #[schemars(range(min = 0.0, max = 1000.0))]
-    pub scale_down_threshold: f64,
-}
-
-pub(crate) const BAND: &str = "must satisfy scaleDownThreshold <= target <= scaleUpThreshold";
-
-impl Default for Trigger {
-    fn default() -> Self {
-        Self { enabled: true, target: 0.70, scale_up_threshold: 0.80, scale_down_threshold: 0.40 }
-    }
-}
-
-/// How fast to move in each direction, as in a HorizontalPodAutoscaler v2.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Behavior {
-    /// Rules for adding pods. Default: at once, and per 15 seconds at most 4 pods or as many again, whichever is more.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scale_up: Option<ScalingRules>,
-    /// Rules for removing pods. Default: after `cooldown`, without a limit on the rate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scale_down: Option<ScalingRules>,
-}
-
-/// How fast and how readily to move in one direction.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("!has(self.policies) || size(self.policies) > 0", NO_POLICY).field_path(".policies"),
-]))]
-pub struct ScalingRules {
-    /// Move only as far as every recommendation of these last seconds agrees with. Default: 0 for adding pods, `cooldown`
-    /// for removing them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 3600))]
-    pub stabilization_window_seconds: Option<u32>,
-    /// Which of the policies counts. Default: Max.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub select_policy: Option<SelectPolicy>,
-    /// Limits on the change per period.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16))]
-    pub policies: Option<Vec<RatePolicy>>,
-    /// How far the value must be from the target, as a fraction of the target, on top of the trigger's threshold, such as
-    /// `0.05`. Default: 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tolerance: Option<Quantity>,
-}
-
-pub(crate) const NO_POLICY: &str =
-    "must name at least one policy; use selectPolicy: Disabled to forbid the direction";
-
-/// Which of several rate policies counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum SelectPolicy {
-    /// The one that allows the largest change.
-    Max,
-    /// The one that allows the smallest change.
-    Min,
-    /// No move in this direction.
-    Disabled,
-}
-
-/// The most that may change within a period.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RatePolicy {
-    /// What `value` counts.
-    #[serde(rename = "type")]
-    pub kind: RatePolicyType,
-    /// How many pods or percent.
-    #[schemars(range(min = 1, max = 100_000))]
-    pub value: u32,
-    /// Within how many seconds.
-    #[schemars(range(min = 1, max = 1800))]
-    pub period_seconds: u32,
-}
-
-/// The unit of a rate policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum RatePolicyType {
-    /// A number of pods.
-    Pods,
-    /// Percent of the pods at the start of the period.
-    Percent,
-}
-
-/// What to do when measuring keeps failing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Fallback {
-    /// How many evaluations in a row must fail first.
-    #[schemars(range(min = 1, max = 100_000))]
-    pub failures: u32,
-    /// Have at least this many pods then. Never fewer than before.
-    #[schemars(range(min = 1, max = 1000))]
-    pub replicas: u32,
 }
 
 /// How events are gathered and committed. More of everything costs memory in each pod.
@@ -312,7 +131,7 @@ pub struct LedgerSettings {
     pub writers: u32,
 }
 
-pub(crate) const BATCH_QUEUE: &str = "batchSize must not be larger than queueEvents";
+const BATCH_QUEUE: &str = "batchSize must not be larger than queueEvents";
 
 impl Default for LedgerSettings {
     fn default() -> Self {
@@ -346,7 +165,7 @@ pub struct Database {
     pub connection_budget: u32,
 }
 
-pub(crate) const ONE_DATABASE: &str = "exactly one of secretRef and embedded: true must be given";
+const ONE_DATABASE: &str = "exactly one of secretRef and embedded: true must be given";
 
 /// What 20 pods need at 3 connections each, and within the 100 connections a PostgreSQL server allows by default.
 fn default_connection_budget() -> u32 {
@@ -430,7 +249,7 @@ pub struct Scheduling {
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
 }
 
-fn rule(expression: &str, message: &str) -> Rule {
+pub(crate) fn rule(expression: &str, message: &str) -> Rule {
     Rule::new(expression).message(message)
 }
 
@@ -473,11 +292,12 @@ impl LedgerClusterSpec {
             let outside = fallback.replicas < scaling.min || fallback.replicas > scaling.max;
             refuse(outside, "spec.autoscaling.fallback", FALLBACK_RANGE);
         }
-        for (name, trigger) in [("cpu", &scaling.cpu), ("queueDepth", &scaling.queue_depth)] {
-            let ordered = trigger.scale_down_threshold <= trigger.target
-                && trigger.target <= trigger.scale_up_threshold;
-            refuse(!ordered, &format!("spec.autoscaling.{name}.target"), BAND);
-        }
+        let (cpu, queue) = (&scaling.cpu, &scaling.queue_depth);
+        let in_order = |down: f64, target: f64, up: f64| down <= target && target <= up;
+        let cpu_in_order = in_order(cpu.scale_down_threshold, cpu.target, cpu.scale_up_threshold);
+        refuse(!cpu_in_order, "spec.autoscaling.cpu.target", BAND);
+        let queue_in_order = in_order(queue.scale_down_threshold, queue.target, queue.scale_up_threshold);
+        refuse(!queue_in_order, "spec.autoscaling.queueDepth.target", BAND);
         let directions =
             [("scaleUp", &scaling.behavior.scale_up), ("scaleDown", &scaling.behavior.scale_down)];
         for (name, rules) in directions {
@@ -512,6 +332,6 @@ impl LedgerClusterSpec {
 
 /// Whether an image reference names a tag or a digest. A colon before the last slash belongs to a registry's port.
 #[must_use]
-pub(crate) fn image_has_version(image: &str) -> bool {
+fn image_has_version(image: &str) -> bool {
     image.contains('@') || image.rsplit('/').next().is_some_and(|name| name.contains(':'))
 }

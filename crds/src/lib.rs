@@ -9,6 +9,7 @@ use std::fmt;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 mod alert_rule;
+mod autoscaling;
 mod duration;
 mod ledger_cluster;
 mod quantity;
@@ -21,11 +22,14 @@ pub use alert_rule::{
     AlertCounts, AlertRule, AlertRuleSpec, AlertRuleStatus, AlertState, ClusterRef, NotifyTarget, Rule,
     RuleGroup,
 };
+pub use autoscaling::{
+    Autoscaling, Behavior, CpuTrigger, Fallback, QueueDepthTrigger, RatePolicy, RatePolicyType, ScalingRules,
+    SelectPolicy,
+};
 pub use duration::{Duration, DurationError};
 pub use ledger_cluster::{
-    Autoscaling, Behavior, Database, Fallback, LedgerCluster, LedgerClusterSpec, LedgerSettings, Monitoring,
-    RatePolicy, RatePolicyType, ScalingRules, Scheduling, SecretKeyRef, Security, SelectPolicy, Spool,
-    Trigger,
+    Database, LedgerCluster, LedgerClusterSpec, LedgerSettings, Monitoring, Scheduling, SecretKeyRef,
+    Security, Spool,
 };
 pub use quantity::{ByteSize, QuantityError, bytes, millicores};
 pub use schema::{crds, element_path, field_path, read_builtin};

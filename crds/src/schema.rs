@@ -20,11 +20,11 @@ use crate::{AlertRule, FieldError, LedgerCluster};
 /// The definitions of all resources of the group.
 #[must_use]
 pub fn crds() -> [CustomResourceDefinition; 2] {
-    [LedgerCluster::crd(), AlertRule::crd()].map(with_known_formats)
+    [LedgerCluster::crd(), AlertRule::crd()].map(|crd| with_known_formats(&crd))
 }
 
 /// Kubernetes knows the signed integer formats alone and warns of others at every `kubectl apply`.
-fn with_known_formats(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+fn with_known_formats(crd: &CustomResourceDefinition) -> CustomResourceDefinition {
     fn rename(value: &mut Value) {
         match value {
             Value::Object(map) => {
@@ -37,7 +37,7 @@ fn with_known_formats(crd: CustomResourceDefinition) -> CustomResourceDefinition
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
-    let mut value = to_value(&crd);
+    let mut value = to_value(crd);
     rename(&mut value);
     #[expect(clippy::expect_used, reason = "only the values of `format` strings changed")]
     serde_json::from_value(value).expect("a definition reads back")
