@@ -119,12 +119,12 @@ pub struct LedgerSettings {
     /// Most events in one database transaction. Default: 10000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub batch_size: u32,
-    /// Longest wait for a batch to fill while a writer is busy; an idle writer never waits. At most 10s. Default: 100ms.
+    /// Longest wait for a batch to fill while a writer is busy; an idle writer never waits. At most 5s. Default: 100ms.
     pub batch_timeout: Duration,
     /// Most events accepted but not yet committed, per pod. Beyond it callers are asked to come back. Default: 100000.
-    #[schemars(range(min = 1, max = 100_000_000))]
+    #[schemars(range(min = 1, max = 10_000_000))]
     pub queue_events: u32,
-    /// Most bytes accepted but not yet committed, per pod. At least 1Mi. Default: 64Mi.
+    /// Most bytes accepted but not yet committed, per pod. From 1Mi to 16Gi. Default: 64Mi.
     pub queue_bytes: ByteSize,
     /// Database connections per pod that commit batches at the same time. Default: 2.
     #[schemars(range(min = 1, max = 64))]
@@ -159,7 +159,7 @@ pub struct Database {
     #[serde(default)]
     pub embedded: bool,
     /// Most connections that all pods together may open. Each pod gets an equal share of it, computed for the largest
-    /// number of pods, and needs one more than `ledger.writers`, and 3 at the least. Default: 60.
+    /// number of pods, and needs two more than `ledger.writers`. Default: 80.
     #[serde(default = "default_connection_budget")]
     #[schemars(range(min = 3, max = 100_000))]
     pub connection_budget: u32,
@@ -167,9 +167,9 @@ pub struct Database {
 
 const ONE_DATABASE: &str = "exactly one of secretRef and embedded: true must be given";
 
-/// What 20 pods need at 3 connections each, and within the 100 connections a PostgreSQL server allows by default.
+/// What 20 pods need with 2 writers each, and within the 100 connections a PostgreSQL server allows by default.
 fn default_connection_budget() -> u32 {
-    60
+    80
 }
 
 /// One key of a Secret in the same namespace.
@@ -313,17 +313,15 @@ impl LedgerClusterSpec {
 
         let cooldown_max = Duration::from_secs(3600);
         refuse(scaling.cooldown > cooldown_max, "spec.autoscaling.cooldown", "must be at most 1h");
-        let batch_timeout_max = Duration::from_secs(10);
+        let batch_timeout_max = Duration::from_secs(5);
         refuse(
             self.ledger.batch_timeout > batch_timeout_max,
             "spec.ledger.batchTimeout",
-            "must be at most 10s",
+            "must be at most 5s",
         );
-        refuse(
-            self.ledger.queue_bytes < ByteSize::from_mib(1),
-            "spec.ledger.queueBytes",
-            "must be at least 1Mi",
-        );
+        let queue_bytes = ByteSize::from_mib(1)..=ByteSize::from_mib(16 << 10);
+        let outside = !queue_bytes.contains(&self.ledger.queue_bytes);
+        refuse(outside, "spec.ledger.queueBytes", "must be from 1Mi to 16Gi");
         refuse(self.spool.size < ByteSize::from_mib(1), "spec.spool.size", "must be at least 1Mi");
         let retention_min = Duration::from_secs(3600);
         refuse(self.monitoring.retention < retention_min, "spec.monitoring.retention", "must be at least 1h");

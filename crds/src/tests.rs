@@ -246,7 +246,7 @@ fn errors_name_the_field_and_what_would_be_valid() {
     );
     assert_eq!(
         with(json!({ "ledger": { "batchTimeout": "1m" } })),
-        "spec.ledger.batchTimeout: must be at most 10s"
+        "spec.ledger.batchTimeout: must be at most 5s"
     );
     // Parts that come from Kubernetes are looked into as well.
     let typo = with(json!({ "scheduling": { "tolerations": [{ "kye": "a" }] } }));
