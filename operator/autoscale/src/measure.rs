@@ -166,7 +166,7 @@ fn cpu_fraction(sample: CpuSample) -> Result<Micro, MissingReason> {
 }
 
 /// How full a queue is: the worst of its events, its bytes and the age of its oldest event. Age makes a queue that is
-/// short but stuck count as full.
+/// short but stuck count as full, and never as more than full: it tells that work waits, not how much.
 fn queue_fraction(sample: &QueueSample, age_full: Duration) -> Result<Micro, MissingReason> {
     let QueueSample { events, events_max, bytes, bytes_max, oldest_age_seconds } = *sample;
     let share = |value: f64, full: f64| {
@@ -174,7 +174,7 @@ fn queue_fraction(sample: &QueueSample, age_full: Duration) -> Result<Micro, Mis
         if full > 0.0 { Ok(value / full) } else { Err(MissingReason::ZeroCapacity) }
     };
     let age = share(oldest_age_seconds, age_full.as_secs_f64())?;
-    Ok(micro(share(events, events_max)?.max(share(bytes, bytes_max)?).max(age)))
+    Ok(micro(share(events, events_max)?.max(share(bytes, bytes_max)?).max(age.min(1.0))))
 }
 
 /// A sample that can be reckoned with, or why it cannot.

@@ -354,3 +354,6 @@ pub enum PolicyError {
         cpu_below: f64,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,3 +119,6 @@ fn expire(recommendations: &mut VecDeque<Recommendation>, now: Duration, window:
         recommendations.pop_front();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -254,9 +254,11 @@ mod queue_depth {
         check(config(), 2, vec![with_queue(queue(1.0)); 2], 4, Reason::ScaleUp);
         let bytes = QueueSample { bytes: 1.0, ..idle };
         check(config(), 2, vec![with_queue(bytes); 2], 4, Reason::ScaleUp);
-        // One event, stuck for twice the bound: pressure, though the queue is almost empty.
-        let stuck = QueueSample { events: 1.0, oldest_age_seconds: 4.0, ..idle };
-        check(config(), 2, vec![with_queue(stuck); 2], 8, Reason::ScaleUp);
+        // One event, stuck: pressure, though the queue is almost empty, but not more than a full queue's.
+        for (age, desired) in [(1.5, 3), (2.0, 4), (400.0, 4)] {
+            let stuck = QueueSample { events: 1.0, oldest_age_seconds: age, ..idle };
+            check(config(), 2, vec![with_queue(stuck); 2], desired, Reason::ScaleUp);
+        }
         check(config(), 2, vec![with_queue(idle); 2], 1, Reason::Min);
     }
 
