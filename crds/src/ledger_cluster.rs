@@ -274,6 +274,12 @@ impl LedgerCluster {
 }
 
 impl LedgerClusterSpec {
+    /// Whether `image` names a tag or a digest. A colon before the last slash belongs to a registry's port.
+    #[must_use]
+    pub fn image_has_version(&self) -> bool {
+        self.image.contains('@') || self.image.rsplit('/').next().is_some_and(|name| name.contains(':'))
+    }
+
     /// What a schema cannot say: the CEL rules above, and the ranges of durations and sizes, for which CEL has no
     /// function that reads our syntax.
     fn check_relations(&self, errors: &mut Vec<FieldError>) {
@@ -284,7 +290,7 @@ impl LedgerClusterSpec {
         };
         let scaling = &self.autoscaling;
         refuse(self.replicas.is_some() && scaling.enabled, "spec.replicas", FIXED_REPLICAS);
-        refuse(self.version.is_some() && image_has_version(&self.image), "spec.version", IMAGE_VERSION);
+        refuse(self.version.is_some() && self.image_has_version(), "spec.version", IMAGE_VERSION);
         refuse(scaling.min > scaling.max, "spec.autoscaling.min", MIN_MAX);
         let triggerless = !scaling.cpu.enabled && !scaling.queue_depth.enabled;
         refuse(scaling.enabled && triggerless, "spec.autoscaling.cpu", NO_TRIGGER);
@@ -326,10 +332,4 @@ impl LedgerClusterSpec {
         let retention_min = Duration::from_secs(3600);
         refuse(self.monitoring.retention < retention_min, "spec.monitoring.retention", "must be at least 1h");
     }
-}
-
-/// Whether an image reference names a tag or a digest. A colon before the last slash belongs to a registry's port.
-#[must_use]
-fn image_has_version(image: &str) -> bool {
-    image.contains('@') || image.rsplit('/').next().is_some_and(|name| name.contains(':'))
 }

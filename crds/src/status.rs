@@ -27,7 +27,7 @@ pub struct LedgerClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub triggers: Vec<TriggerStatus>,
-    /// The last decision that changed the number of pods, or the reason why it did not.
+    /// The last decision that changed the number of pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_decision: Option<LastDecision>,
     /// Ready: enough pods take events. Progressing: pods are being added or removed. Degraded: something needs
@@ -46,7 +46,7 @@ pub struct TriggerStatus {
     /// Mean over the pods as a fraction of what one pod can take, to two decimals. Absent when it could not be measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<f64>,
-    /// Number of pods this trigger asks for. Absent when it could not be measured.
+    /// Number of pods this trigger asks for, before any limit. Absent when it could not be measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proposed_replicas: Option<u32>,
     /// Why there is no value.
@@ -64,7 +64,7 @@ pub struct LastDecision {
     pub from: u32,
     /// Pods wanted.
     pub to: u32,
-    /// One word for it, such as `ScaledUp`, `WithinBand` or `DownstreamSaturated`.
+    /// One word for it, such as `ScaleUp` or `ScaleDown`.
     pub reason: String,
     /// The whole explanation.
     pub message: String,

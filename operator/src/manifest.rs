@@ -86,11 +86,11 @@ impl fmt::Display for UnknownKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.api_version, &self.kind) {
             (Some(api_version), Some(kind)) => {
-                write!(f, "apiVersion {api_version}, kind {kind} is not known here")?
+                write!(f, "apiVersion {api_version}, kind {kind} is not known here")
             }
-            (None, _) => f.write_str("apiVersion: is required")?,
-            (_, None) => f.write_str("kind: is required")?,
-        }
+            (None, _) => f.write_str("apiVersion: is required"),
+            (_, None) => f.write_str("kind: is required"),
+        }?;
         write!(f, "; known are LedgerCluster and AlertRule of {GROUP}/{VERSION}, and Secret of v1")
     }
 }

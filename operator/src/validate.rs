@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use certeus_autoscale::{self as autoscale, Policy, PolicyConfig};
 use certeus_crds::{
-    Behavior, Database, FieldError, LedgerCluster, LedgerSettings, Scheduling, SecretKeyRef, Security, Spool,
-    bytes, millicores,
+    Behavior, Database, FieldError, LedgerCluster, LedgerClusterSpec, LedgerSettings, Scheduling,
+    SecretKeyRef, Security, Spool, bytes, millicores,
 };
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -138,7 +138,7 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         uid: metadata.uid.clone(),
         generation: metadata.generation,
-        image: image(&spec.image, spec.version.as_deref()),
+        image: image(spec),
         resources: spec.resources.clone(),
         cpu_request,
         scaling,
@@ -201,13 +201,12 @@ fn check_resources(resources: &ResourceRequirements, errors: &mut Vec<FieldError
     cpu.and_then(NonZeroU64::new).map(Millicores)
 }
 
-fn image(image: &str, version: Option<&str>) -> String {
-    let has_version = image.contains('@') || image.rsplit('/').next().is_some_and(|last| last.contains(':'));
-    if has_version {
-        return image.to_owned();
+fn image(spec: &LedgerClusterSpec) -> String {
+    if spec.image_has_version() {
+        return spec.image.clone();
     }
     // The operator and the pods it runs are released together.
-    format!("{image}:{}", version.unwrap_or(env!("CARGO_PKG_VERSION")))
+    format!("{}:{}", spec.image, spec.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION")))
 }
 
 /// The share of one pod, rounded down so that all pods together stay within the budget.
@@ -421,13 +420,14 @@ mod tests {
 
     #[test]
     fn an_image_is_completed_only_where_it_says_no_version() {
-        for (name, version, expected) in [
-            ("a/b", Some("2"), "a/b:2"),
-            ("localhost:5000/b", Some("2"), "localhost:5000/b:2"),
-            ("a/b:1", None, "a/b:1"),
-            ("a/b@sha256:00", None, "a/b@sha256:00"),
+        for (given, expected) in [
+            ("image: a/b, version: '2'", "a/b:2"),
+            ("image: 'localhost:5000/b', version: '2'", "localhost:5000/b:2"),
+            ("image: 'a/b:1'", "a/b:1"),
+            ("image: 'a/b@sha256:00'", "a/b@sha256:00"),
         ] {
-            assert_eq!(image(name, version), expected);
+            let spec = format!("{{ database: {{ embedded: true }}, {given} }}");
+            assert_eq!(validate(&cluster("demo", &spec)).unwrap().image, expected);
         }
     }
 }
