@@ -430,4 +430,22 @@ mod tests {
             assert_eq!(validate(&cluster("demo", &spec)).unwrap().image, expected);
         }
     }
+
+    #[test]
+    fn the_samples_are_valid() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/samples");
+        let mut kinds = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            for manifest in parse(&path, &std::fs::read_to_string(&path).unwrap()).unwrap() {
+                kinds.push(manifest.object.kind());
+                if let Object::LedgerCluster(cluster) = manifest.object {
+                    let scaling = validate(&cluster).unwrap().scaling;
+                    assert_eq!((scaling.min(), scaling.max()), (1, 4));
+                }
+            }
+        }
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["AlertRule", "LedgerCluster"]);
+    }
 }
