@@ -9,7 +9,7 @@ use kube::core::Rule as CelRule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, FieldError, SecretKeyRef};
+use crate::{Duration, FieldError, SecretKeyRef, schema};
 
 /// Alerting and recording rules for one ledger cluster.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -187,7 +187,7 @@ impl AlertRule {
     /// # Errors
     /// All that is wrong with it: unknown fields, wrong types, then whatever [`check`](Self::check) finds.
     pub fn read(value: serde_json::Value) -> Result<Self, Vec<FieldError>> {
-        let rule: Self = crate::schema::read_resource(value)?;
+        let rule: Self = schema::read(&schema::ALERT_RULE, value)?;
         let errors = rule.check();
         if errors.is_empty() { Ok(rule) } else { Err(errors) }
     }
@@ -196,7 +196,7 @@ impl AlertRule {
     /// not parsed here.
     #[must_use]
     pub fn check(&self) -> Vec<FieldError> {
-        let mut errors = crate::schema::check(self);
+        let mut errors = schema::check(&schema::ALERT_RULE, self);
         for (g, group) in self.spec.groups.iter().enumerate() {
             for (r, rule) in group.rules.iter().enumerate() {
                 let path = format!("spec.groups[{g}].rules[{r}]");

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::autoscaling::{Autoscaling, BAND, FALLBACK_RANGE, MIN_MAX, NO_POLICY, NO_TRIGGER};
 use crate::status::LedgerClusterStatus;
-use crate::{ByteSize, Duration, FieldError};
+use crate::{ByteSize, Duration, FieldError, schema};
 
 /// A verifiable event ledger on PostgreSQL and the pods that serve it, scaled with load.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -259,7 +259,7 @@ impl LedgerCluster {
     /// # Errors
     /// All that is wrong with it: unknown fields, wrong types, then whatever [`check`](Self::check) finds.
     pub fn read(value: serde_json::Value) -> Result<Self, Vec<FieldError>> {
-        let cluster: Self = crate::schema::read_resource(value)?;
+        let cluster: Self = schema::read(&schema::LEDGER_CLUSTER, value)?;
         let errors = cluster.check();
         if errors.is_empty() { Ok(cluster) } else { Err(errors) }
     }
@@ -267,7 +267,7 @@ impl LedgerCluster {
     /// Everything that is wrong with the spec; the same checks as the schema and its rules.
     #[must_use]
     pub fn check(&self) -> Vec<FieldError> {
-        let mut errors = crate::schema::check(self);
+        let mut errors = schema::check(&schema::LEDGER_CLUSTER, self);
         self.spec.check_relations(&mut errors);
         errors
     }

@@ -3,6 +3,7 @@
 //! repeats its own in Rust, and a test compares the two.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -66,6 +67,11 @@ fn schema_of<T: JsonSchema>() -> Value {
     generator.into_root_schema_for::<T>().to_value()
 }
 
+/// Schema of a `LedgerCluster`.
+pub(crate) static LEDGER_CLUSTER: LazyLock<Value> = LazyLock::new(resource_schema::<LedgerCluster>);
+/// Schema of an `AlertRule`.
+pub(crate) static ALERT_RULE: LazyLock<Value> = LazyLock::new(resource_schema::<AlertRule>);
+
 /// Schema of a whole custom resource, with the parts that Kubernetes itself adds.
 fn resource_schema<T: CustomResourceExt>() -> Value {
     let versions = T::crd().spec.versions;
@@ -79,20 +85,13 @@ fn resource_schema<T: CustomResourceExt>() -> Value {
     schema
 }
 
-/// Everything in which `object` departs from its schema.
-pub(crate) fn check<T: CustomResourceExt + Serialize>(object: &T) -> Vec<FieldError> {
+/// Everything in which `object` departs from `schema`.
+pub(crate) fn check(schema: &Value, object: &impl Serialize) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut value = to_value(object);
     remove_nulls(&mut value);
-    walk(&resource_schema::<T>(), &value, "", &mut errors);
+    walk(schema, &value, "", &mut errors);
     errors
-}
-
-/// Reads a custom resource and refuses what the API server would refuse with strict field validation, CEL rules aside.
-pub(crate) fn read_resource<T: CustomResourceExt + DeserializeOwned>(
-    value: Value,
-) -> Result<T, Vec<FieldError>> {
-    read(&resource_schema::<T>(), value)
 }
 
 /// Reads an object of a built-in kind and refuses unknown fields and wrong types.
@@ -108,7 +107,8 @@ pub fn read_builtin<T: JsonSchema + DeserializeOwned>(value: Value) -> Result<T,
     read(&schema, value)
 }
 
-fn read<T: DeserializeOwned>(schema: &Value, mut value: Value) -> Result<T, Vec<FieldError>> {
+/// Reads an object and refuses what the API server would refuse with strict field validation, CEL rules aside.
+pub(crate) fn read<T: DeserializeOwned>(schema: &Value, mut value: Value) -> Result<T, Vec<FieldError>> {
     remove_nulls(&mut value);
     let mut errors = Vec::new();
     walk(schema, &value, "", &mut errors);
