@@ -111,7 +111,10 @@ const ALERT_ONLY: &str = "for, keep_firing_for and annotations belong to alertin
 /// A webhook that gets alerts in the format of Prometheus' Alertmanager. Exactly one of `url` and `urlSecretRef`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [CelRule::new("has(self.url) != has(self.urlSecretRef)").message(ONE_URL)]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    CelRule::new("has(self.url) != has(self.urlSecretRef)").message(ONE_URL),
+    CelRule::new("!has(self.url) || self.url.startsWith('http://') || self.url.startsWith('https://')").message(HTTP_URL),
+]))]
 pub struct NotifyTarget {
     /// Name of the target, unique in this object.
     #[schemars(length(min = 1, max = 253))]
@@ -129,6 +132,7 @@ pub struct NotifyTarget {
 }
 
 const ONE_URL: &str = "exactly one of url and urlSecretRef must be given";
+const HTTP_URL: &str = "url must begin with http:// or https://";
 
 fn default_send_resolved() -> bool {
     true
@@ -198,6 +202,9 @@ impl AlertRule {
     pub fn check(&self) -> Vec<FieldError> {
         let mut errors = schema::check(&schema::ALERT_RULE, self);
         for (g, group) in self.spec.groups.iter().enumerate() {
+            if group.interval.as_millis() == 0 {
+                errors.push(FieldError::new(format!("spec.groups[{g}].interval"), "must be above 0s"));
+            }
             for (r, rule) in group.rules.iter().enumerate() {
                 let path = format!("spec.groups[{g}].rules[{r}]");
                 if rule.alert.is_some() == rule.record.is_some() {
@@ -213,6 +220,10 @@ impl AlertRule {
         for (n, target) in self.spec.notify.iter().enumerate() {
             if target.url.is_some() == target.url_secret_ref.is_some() {
                 errors.push(FieldError::new(format!("spec.notify[{n}]"), ONE_URL));
+            }
+            let is_http = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+            if !target.url.as_ref().is_none_or(is_http) {
+                errors.push(FieldError::new(format!("spec.notify[{n}]"), HTTP_URL));
             }
         }
         errors

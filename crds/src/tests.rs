@@ -168,6 +168,7 @@ fn rules_about_alert_rules_refuse_the_same_in_cel_and_in_rust() {
         (notify(json!({ "name": "n", "url": "http://127.0.0.1:9/" })), None),
         (notify(json!({ "name": "n", "urlSecretRef": { "name": "s", "key": "k" } })), None),
         (notify(json!({ "name": "n" })), Some("spec.notify[0]")),
+        (notify(json!({ "name": "n", "url": "ftp://h" })), Some("spec.notify[0]")),
         (
             notify(json!({ "name": "n", "url": "http://h", "urlSecretRef": { "name": "s", "key": "k" } })),
             Some("spec.notify[0]"),

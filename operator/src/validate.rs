@@ -317,6 +317,8 @@ fn rate_policy(policy: &certeus_crds::RatePolicy) -> autoscale::RatePolicy {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::manifest::{Object, parse};
 
@@ -447,5 +449,65 @@ mod tests {
         }
         kinds.sort_unstable();
         assert_eq!(kinds, ["AlertRule", "LedgerCluster"]);
+    }
+
+    /// Puts every odd value in the place of every field in turn. What is refused must name a field of the spec; what is
+    /// accepted must build.
+    #[test]
+    fn no_value_of_any_field_can_break_reading_validating_or_building() {
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/build/golden/full.yaml"))
+                .unwrap();
+        let full: Value = serde_saphyr::from_str(&text).unwrap();
+        // As read, so that defaulted fields are there as well.
+        let full = serde_json::to_value(LedgerCluster::read(full).unwrap()).unwrap();
+        let odd = json!([null, true, -1, 0, 1, 4_000_000_000_u32, u64::MAX, 1e300, 0.5, "", "x", "0", "-1", "99999999Ei", "292277024y", [], [0], {}, { "x": 0 }]);
+        let mut pointers = Vec::new();
+        collect_pointers(&full["spec"], "/spec".to_owned(), &mut pointers);
+        assert!(pointers.len() > 60, "{pointers:?}");
+        let (mut accepted, mut refused) = (0, 0);
+        for pointer in pointers {
+            for value in odd.as_array().unwrap() {
+                let mut changed = full.clone();
+                *changed.pointer_mut(&pointer).unwrap() = value.clone();
+                match LedgerCluster::read(changed).and_then(|object| validate(&object)) {
+                    Ok(cluster) => {
+                        let most = cluster.scaling.max();
+                        let built = crate::build::build(&cluster, most)
+                            .stateful_set
+                            .spec
+                            .and_then(|spec| spec.replicas);
+                        assert_eq!(built, i32::try_from(most).ok());
+                        accepted += 1;
+                    }
+                    Err(errors) => {
+                        assert!(
+                            errors.iter().all(|e| e.path.starts_with("spec")),
+                            "{pointer} {value}: {errors:?}"
+                        );
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(accepted > 100 && refused > 500, "{accepted} accepted, {refused} refused");
+    }
+
+    fn collect_pointers(value: &Value, pointer: String, pointers: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => {
+                for (name, value) in map {
+                    let name = name.replace('~', "~0").replace('/', "~1");
+                    collect_pointers(value, format!("{pointer}/{name}"), pointers);
+                }
+            }
+            Value::Array(items) => {
+                for (index, value) in items.iter().enumerate() {
+                    collect_pointers(value, format!("{pointer}/{index}"), pointers);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+        pointers.push(pointer);
     }
 }
