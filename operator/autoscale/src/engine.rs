@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::measure::{is_downstream_saturated, report};
 use crate::{
     Adjustment, Change, Decision, Observation, Policy, PolicyConfig, Reason, ScalingRules, SelectPolicy,
-    State, TriggerKind,
+    State, TriggerFailure, TriggerKind, TriggerReport,
 };
 
 /// Decides how many replicas there should be. Call it on every observation, as often as there is one; `state` takes note
@@ -23,7 +23,9 @@ pub fn decide(policy: &Policy, state: &mut State, observation: &Observation) -> 
     let measured = || triggers.iter().filter_map(|report| report.outcome.as_ref().ok());
     let failed = triggers.iter().any(|report| report.outcome.is_err());
     let blind = failed || measured().any(|measured| !measured.missing.is_empty());
-    let failures = state.advance(observation.now, failed);
+    // A cluster that has no pods yet, or none ready, is not failing to be measured, and more pods would not help it.
+    let unmeasured = |report: &TriggerReport| matches!(report.outcome, Err(TriggerFailure::NoSample { .. }));
+    let failures = state.advance(observation.now, triggers.iter().any(unmeasured));
 
     let proposal = measured().map(|measured| measured.proposal).max();
     let mut count = Count { value: proposal.unwrap_or(current), adjustments: Vec::new() };

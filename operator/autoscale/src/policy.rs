@@ -92,7 +92,8 @@ pub struct ScalingRules {
     pub select_policy: SelectPolicy,
     /// Limits on the change per period; at least one unless `select_policy` is `Disabled`.
     pub policies: Vec<RatePolicy>,
-    /// How far the mean must be from the target, as a fraction of the target, on top of the trigger's own threshold.
+    /// How far from the target the mean must be at least, as a fraction of the target. It matters where a trigger's own
+    /// threshold is nearer than that.
     pub tolerance: f64,
 }
 
@@ -128,7 +129,8 @@ pub enum Change {
 /// Where to go when measuring keeps failing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fallback {
-    /// How many evaluations in a row must fail first, at least 1.
+    /// How many evaluations in a row must fail first, at least 1. One fails when pods should have samples for a trigger
+    /// and none has.
     pub failures: u32,
     /// Have at least this many replicas then; never fewer than at present.
     pub replicas: u32,

@@ -146,6 +146,16 @@ mod arithmetic {
     }
 
     #[test]
+    fn what_is_not_measured_yet_gets_its_chance_before_more_is_added() {
+        let banded = || PolicyConfig { cpu: PolicyConfig::default().cpu, ..hpa(0.7) };
+        // 3.0 over four pods is inside the band, though the three measured are above it.
+        let with = |other| vec![pod(1.0), pod(1.0), pod(1.0), other];
+        check(banded(), 4, with(never_ready(pod(1.0))), 4, Reason::WithinBand);
+        check(banded(), 4, with(without_cpu()), 4, Reason::WithinBand);
+        check(banded(), 4, with(in_phase(PodPhase::Draining, pod(0.0))), 5, Reason::ScaleUp);
+    }
+
+    #[test]
     fn hot_cpu_of_a_fresh_pod_is_not_load() {
         check(hpa(0.3), 3, vec![warming(pod(9.0)), pod(0.5), pod(0.7)], 4, Reason::ScaleUp);
         check(hpa(0.5), 3, vec![warming(pod(9.0)), pod(0.5), pod(0.5)], 3, Reason::WithinBand);
@@ -193,6 +203,9 @@ mod arithmetic {
     fn surge_pods_of_a_rollout_do_not_change_the_count() {
         check(hpa(0.5), 2, cpus(&[0.5, 0.5, 0.5]), 2, Reason::WithinBand);
         check(hpa(0.5), 2, vec![pod(0.5), pod(0.5), never_ready(pod(2.0))], 2, Reason::WithinBand);
+        // Far more pods than the spec asks for, and cool: shrinking never ends above the spec.
+        let banded = PolicyConfig { cpu: PolicyConfig::default().cpu, ..hpa(0.7) };
+        check(banded, 2, cpus(&[0.35; 8]), 2, Reason::WithinBand);
         // Fewer pods than the spec asks for, and hot: never an excuse to shrink the spec.
         check(hpa(0.5), 10, cpus(&[0.9; 3]), 10, Reason::WithinBand);
     }
@@ -430,6 +443,11 @@ mod limits {
         let mut state = State::new(NOW, 3);
         state.record_scale(NOW, 3, 6);
         assert_eq!(decide(&policy, &mut state, &at(1, &seen(6, cpus(&[0.0; 6])))).desired, 1);
+        let mut state = State::new(NOW, 10);
+        state.record_scale(NOW, 10, 6);
+        let six = seen(6, cpus(&[0.0; 6]));
+        assert_eq!(decide(&policy, &mut state, &at(59, &six)).desired, 6);
+        assert_eq!(decide(&policy, &mut state, &at(60, &six)).desired, 2);
         // A spent allowance never turns into a move the other way.
         let mut state = State::new(NOW, 3);
         state.record_scale(NOW, 3, 30);
@@ -498,7 +516,11 @@ mod limits {
         };
         let policy = Policy::new(config).unwrap();
         let mut state = State::new(NOW, 4);
-        let (blind, fine) = (seen(4, vec![]), seen(4, cpus(&[0.5; 4])));
+        let unseen = |replicas| {
+            let pod = PodObservation { queue: Err(MissingReason::Unreachable), ..without_cpu() };
+            seen(replicas, vec![pod; 4])
+        };
+        let (blind, fine) = (unseen(4), seen(4, cpus(&[0.5; 4])));
         let mut desired = |second: u64, observation: &Observation| {
             let decision = decide(&policy, &mut state, &at(second, observation));
             (decision.desired, decision.reason())
@@ -513,10 +535,19 @@ mod limits {
         assert_eq!(desired(5, &blind), hold);
         assert_eq!(desired(6, &blind), (6, Reason::Fallback));
         assert_eq!(desired(6, &blind), (6, Reason::Fallback));
-        assert_eq!(desired(7, &seen(9, vec![])), (9, Reason::FailedTriggerForbidsShrink));
+        assert_eq!(desired(7, &unseen(9)), (9, Reason::FailedTriggerForbidsShrink));
         // One trigger of two is enough to be partly blind.
         let no_queue = PodObservation { queue: Err(MissingReason::NotReported), ..pod(0.5) };
         assert_eq!(desired(8, &seen(4, vec![no_queue; 4])), (6, Reason::Fallback));
+    }
+
+    #[test]
+    fn a_cluster_that_is_only_starting_needs_no_fallback() {
+        let fallback = Some(Fallback { failures: 1, replicas: 6 });
+        let config = PolicyConfig { fallback, ..hpa(0.5) };
+        check(config.clone(), 4, vec![], 4, Reason::FailedTriggerForbidsShrink);
+        let starting = vec![in_phase(PodPhase::Pending, without_cpu()), never_ready(without_cpu())];
+        check(config, 4, starting, 4, Reason::FailedTriggerForbidsShrink);
     }
 
     #[test]
@@ -550,10 +581,12 @@ mod limits {
     fn a_clock_that_runs_backwards_or_overflows_is_survived() {
         let policy = Policy::new(PolicyConfig::default()).unwrap();
         let mut state = State::new(NOW, 10);
-        let idle = seen(10, cpus(&[0.1; 10]));
-        let mut past = idle.clone();
-        past.now = Duration::ZERO;
-        assert_eq!(decide(&policy, &mut state, &past).desired, 10);
+        let (idle, half) = (seen(10, cpus(&[0.1; 10])), seen(10, cpus(&[0.35; 10])));
+        assert_eq!(decide(&policy, &mut state, &at(200, &idle)).desired, 10);
+        // Back at 0 s, yet noted as of 200 s: it does not expire before its time.
+        assert_eq!(decide(&policy, &mut state, &half).desired, 10);
+        assert_eq!(decide(&policy, &mut state, &at(499, &idle)).desired, 5);
+        assert_eq!(decide(&policy, &mut state, &at(500, &idle)).desired, 3);
         state.record_scale(Duration::MAX, 10, 12);
         let mut end = idle;
         end.now = Duration::MAX;
