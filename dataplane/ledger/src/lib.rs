@@ -1,1 +1,33 @@
-//! Placeholder head, replaced with the first code.
+//! The ledger: takes events, commits them in batches to PostgreSQL, and reads them back.
+//!
+//! Owns the event envelope, the admission queue, the commit path and the store. Knows nothing of HTTP, of metrics other
+//! than its own, or of what runs the process. Promises (the invariants of the design, numbers 1 to 5): what is
+//! acknowledged is flushed, stored exactly once and at a fixed index; indexes have no gap and follow commit order; the
+//! bytes committed to are the bytes received; what waits is bounded.
+//!
+//! The way of an event: [`submission`] finds it in the request's bytes, `queue` admits it, `writer` commits it as part
+//! of a `commit` batch under an [`id`] that leads back to its row, and `store` reads it and checks it against its [`envelope`].
+
+pub mod envelope;
+pub mod id;
+pub mod json;
+pub mod submission;
+pub mod timestamp;
+
+mod commit;
+mod error;
+mod ledger;
+mod metrics;
+mod postgres;
+mod queue;
+mod schema;
+mod store;
+mod writer;
+
+pub use commit::{CommitError, Receipt};
+pub use error::Class;
+pub use ledger::{AppendError, Availability, Config, Ledger, StartError, Tasks};
+pub use metrics::Summary;
+pub use postgres::{ConfigError, Database};
+pub use queue::{Depth, QueueConfig, Refusal};
+pub use store::{Filter, Page, ReadError, StoredEvent};

@@ -1,2 +1,171 @@
-//! Placeholder head, replaced with the first code.
-fn main() {}
+//! The data-plane pod: takes events over HTTP and commits them to PostgreSQL.
+//!
+//! Owns start, signals and exit. Everything else is in the modules: `config` is read once, `serve` takes connections, `api`
+//! answers them, `lifecycle` drains. Exit codes: 0 after draining, 1 on failure, 2 on a configuration that cannot work.
+
+mod api;
+mod auth;
+mod body;
+mod config;
+mod lifecycle;
+mod problem;
+mod process;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use certeus_ledger::{Database, Ledger, QueueConfig};
+use clap::Parser;
+use prometheus::{IntGauge, Registry};
+use tokio::signal::unix::{SignalKind, signal};
+
+use api::{App, Parts};
+use auth::ApiKey;
+use body::MemoryBudget;
+use config::{Config, Listen};
+use lifecycle::{Lifecycle, Phase};
+use process::Process;
+
+/// Name of the ledger that this pod serves.
+const LEDGER: &str = "default";
+/// A batch takes no further request once it has this many bytes: several times what the network and PostgreSQL need to be busy,
+/// small enough that two writers' batches stay far below the memory limit.
+const BATCH_BYTES: usize = 8 << 20;
+/// Requests may hold, from their first byte to their reply, this many times the bytes that may wait in the queue.
+const BUDGET_PER_QUEUE: usize = 2;
+/// Draining ends at the latest after this long.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The Certeus data plane: takes events over HTTP, commits them in batches to PostgreSQL.
+#[derive(Parser)]
+#[command(
+    name = "certeus-dataplane",
+    version,
+    after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, \
+                  CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, CERTEUS_LOG_LEVEL override the file.\n\n\
+                  Exit codes: 0 drained and stopped, 1 failed, 2 the configuration cannot work.\n\n\
+                  Example:\n  CERTEUS_DB_URL=postgres://me:secret@localhost/events certeus-dataplane"
+)]
+struct Args {
+    /// The configuration file (YAML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    let Args { config, check_config } = Args::parse();
+    let config = match Config::load(config.as_deref(), |name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(2);
+        }
+    };
+    if check_config {
+        println!("the configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_max_level(config.log_level)
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(config)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(reason = format!("{error:#}"), "the pod stops");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let Config {
+        api,
+        admin,
+        database_url,
+        pool_size,
+        batch_events,
+        batch_timeout,
+        queue_events,
+        queue_bytes,
+        writers,
+        log_level: _,
+        api_key,
+    } = config;
+    // Before anything slow, so that a signal at any time drains instead of killing.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let registry = Registry::new();
+    let ledger_config = certeus_ledger::Config {
+        name: LEDGER.to_owned(),
+        database: Database::from_url(database_url.expose()).context("CERTEUS_DB_URL")?,
+        writers,
+        read_connections: pool_size - writers,
+        queue: QueueConfig {
+            queue_events_max: queue_events,
+            queue_bytes_max: queue_bytes,
+            batch_events,
+            batch_bytes: BATCH_BYTES,
+            batch_timeout,
+        },
+    };
+    let api_socket = serve::bind(api, api_key.is_some())?;
+    let admin_socket = serve::bind(Listen::Address(admin), api_key.is_some())?;
+    let (api_address, admin_address) = (api_socket.local_addr()?, admin_socket.local_addr()?);
+    let (ledger, tasks) = Ledger::start(ledger_config, &registry)?;
+    let lifecycle = Lifecycle::new();
+    let draining = IntGauge::new("certeus_draining", "Whether the pod is draining (1) or not (0).")?;
+    registry.register(Box::new(draining.clone()))?;
+    let app = App::new(Parts {
+        ledger: ledger.clone(),
+        lifecycle: Arc::clone(&lifecycle),
+        process: Process::register(&registry)?,
+        draining,
+        registry,
+        budget: MemoryBudget::new(queue_bytes * BUDGET_PER_QUEUE),
+        pool_size,
+    });
+    let key = ApiKey::new(api_key.as_ref());
+    let mut servers = tokio::task::JoinSet::new();
+    let admin_router = api::admin_router(app.clone(), key.clone());
+    servers.spawn(serve::serve_admin(admin_socket, admin_router, Arc::clone(&lifecycle)));
+    let api_server = serve::serve_api(api_socket, api, api::api_router(app, key), Arc::clone(&lifecycle));
+    servers.spawn(api_server);
+    tracing::info!(api.address = %api_address, admin.address = %admin_address, "serving");
+
+    let mut drain = std::pin::pin!(lifecycle.drain(&ledger, tasks));
+    let mut drained = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = &mut drain, if !drained => {
+                drained = true;
+                anyhow::ensure!(lifecycle.phase() == Phase::Drained, "the ledger stopped by itself");
+            }
+        }
+    }
+    lifecycle.begin_drain();
+    if !drained {
+        tokio::time::timeout(DRAIN_DEADLINE, drain)
+            .await
+            .context("what was admitted could not be committed in time; it was not acknowledged")?;
+    }
+    servers.shutdown().await;
+    Ok(())
+}

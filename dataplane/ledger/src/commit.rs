@@ -1,0 +1,242 @@
+//! One commit batch: the rows, log entries and header that go to PostgreSQL in one transaction.
+//!
+//! Owns the mapping from admitted requests to rows, and the words for a commit's outcome. Pure: the batch's id and
+//! secret are handed in. Promises: the same batch always gives the same rows, so a repeat after a lost reply collides
+//! with itself on the primary key instead of storing twice.
+
+use bytes::{BufMut, BytesMut};
+use uuid::Uuid;
+
+use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope};
+use crate::error::Class;
+use crate::id::BatchId;
+use crate::queue::Pending;
+use crate::submission::EventRef;
+use crate::timestamp::Timestamp;
+
+/// Where a request's events stand, for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Index of the request's first event in its ledger; the others follow without a gap.
+    pub first_index: u64,
+    /// Number of events.
+    pub count: usize,
+    /// Id of the first event; the others' ids count up by one.
+    pub first_id: Uuid,
+}
+
+/// Why an admitted request was not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The database could not be reached or refused; nothing of the request is stored.
+    #[error("the database is not available; nothing was stored")]
+    Unavailable,
+    /// The reply to a commit was lost and could not be found out in time.
+    #[error("the database was lost during the commit; the events may or may not be stored")]
+    OutcomeUnknown,
+    /// The database refused the rows themselves, which validation should have prevented.
+    #[error("the database refused the events")]
+    Rejected,
+}
+
+impl CommitError {
+    /// What the caller does next.
+    #[must_use]
+    pub fn class(self) -> Class {
+        match self {
+            Self::Unavailable => Class::Unavailable,
+            Self::OutcomeUnknown => Class::OutcomeUnknown,
+            Self::Rejected => Class::Bug,
+        }
+    }
+}
+
+/// The batch that several requests become.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    pub(crate) ledger: &'a str,
+    pub(crate) id: BatchId,
+    pub(crate) secret: BatchSecret,
+    pub(crate) requests: &'a [Pending],
+}
+
+/// What the batch's row needs to know of its events.
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The log entries, one after the other.
+    pub(crate) entries: Vec<u8>,
+    pub(crate) min_time: Timestamp,
+    pub(crate) max_time: Timestamp,
+}
+
+/// One event of a batch.
+pub(crate) struct Row<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) event: EventRef<'a>,
+}
+
+impl Batch<'_> {
+    pub(crate) fn event_count(&self) -> usize {
+        self.requests.iter().map(|pending| pending.submission.len()).sum()
+    }
+
+    /// The rows in order.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        let events = self.requests.iter().flat_map(|pending| pending.submission.events());
+        events.enumerate().map(|(position, event)| Row { id: self.id.event(position), event })
+    }
+
+    /// The receipts in the order of the requests, once the batch's first index is known.
+    pub(crate) fn receipts(&self, first_index: u64) -> impl Iterator<Item = Receipt> {
+        self.requests.iter().scan(0_usize, move |position, pending| {
+            let count = pending.submission.len();
+            let receipt = Receipt {
+                first_index: first_index + *position as u64,
+                count,
+                first_id: self.id.event(*position),
+            };
+            *position += count;
+            Some(receipt)
+        })
+    }
+
+    pub(crate) fn header(&self) -> HeaderBuilder<'_> {
+        HeaderBuilder {
+            ledger: self.ledger,
+            secret: &self.secret,
+            scratch: Vec::with_capacity(256),
+            header: Header {
+                entries: Vec::with_capacity(self.event_count() * ENTRY_BYTES),
+                min_time: Timestamp::MAX,
+                max_time: Timestamp::MIN,
+            },
+            position: 0,
+        }
+    }
+}
+
+/// Collects the header while the rows pass by, so that each payload is read while it is still in the cache.
+pub(crate) struct HeaderBuilder<'a> {
+    ledger: &'a str,
+    secret: &'a BatchSecret,
+    scratch: Vec<u8>,
+    header: Header,
+    position: u32,
+}
+
+impl HeaderBuilder<'_> {
+    pub(crate) fn add(&mut self, row: &Row<'_>) {
+        let EventRef { kind, time, payload } = row.event;
+        let salt = self.secret.salt(self.position);
+        let envelope = Envelope {
+            ledger: self.ledger,
+            id: row.id,
+            kind,
+            time,
+            content_type: ContentType::Json,
+            payload,
+        };
+        let entry = envelope.entry(&salt, &mut self.scratch);
+        self.header.entries.extend_from_slice(&entry);
+        self.header.min_time = self.header.min_time.min(time);
+        self.header.max_time = self.header.max_time.max(time);
+        self.position += 1;
+    }
+
+    pub(crate) fn finish(self) -> Header {
+        self.header
+    }
+}
+
+/// Microseconds from the Unix epoch to that of PostgreSQL, 2000-01-01.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// A time as PostgreSQL's binary `timestamptz`: microseconds since 2000-01-01.
+pub(crate) fn postgres_micros(time: Timestamp) -> i64 {
+    time.micros() - POSTGRES_EPOCH_MICROS
+}
+
+/// The inverse of [`postgres_micros`]; `None` when out of the range of events.
+pub(crate) fn from_postgres_micros(micros: i64) -> Option<Timestamp> {
+    Timestamp::from_micros(micros.checked_add(POSTGRES_EPOCH_MICROS)?).ok()
+}
+
+/// The columns that [`write_copy_row`] writes, in order.
+pub(crate) const COPY_COLUMNS: &str = "id, event_time, type, payload";
+
+/// Starts a binary COPY (PostgreSQL manual, COPY, "Binary Format").
+pub(crate) fn write_copy_start(out: &mut BytesMut) {
+    out.put_slice(b"PGCOPY\n\xff\r\n\0");
+    out.put_u64(0);
+}
+
+/// Ends a binary COPY.
+pub(crate) fn write_copy_end(out: &mut BytesMut) {
+    out.put_i16(-1);
+}
+
+/// Appends one row in the binary COPY format.
+pub(crate) fn write_copy_row(out: &mut BytesMut, row: &Row<'_>) {
+    let Row { id, event } = row;
+    out.reserve(2 + 4 * 4 + 16 + 8 + event.kind.len() + event.payload.len());
+    out.put_i16(4);
+    write_field(out, id.as_bytes());
+    write_field(out, &postgres_micros(event.time).to_be_bytes());
+    write_field(out, event.kind.as_bytes());
+    write_field(out, event.payload);
+}
+
+fn write_field(out: &mut BytesMut, bytes: &[u8]) {
+    // Fields are parts of a request body, which is bounded far below 2 GiB.
+    out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+    out.put_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::submission::{Format, Limits, OnBadEvent, Submission};
+
+    fn pending(body: &str) -> Pending {
+        let limits = Limits { request_events_max: 10, event_bytes_max: 1000 };
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
+        Pending {
+            submission: parsed.submission.unwrap(),
+            admitted: Instant::now(),
+            reply: oneshot::channel().0,
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_get_consecutive_places_and_entries_their_own_salt() {
+        let line = "{\"type\":\"a\",\"timestamp\":5}\n";
+        let requests = [pending(&line.repeat(2)), pending("{\"type\":\"b\",\"timestamp\":2}")];
+        let id = BatchId::new(1_769_860_800_000, 7 << 20);
+        let batch = Batch { ledger: "default", id, secret: BatchSecret([1; 32]), requests: &requests };
+
+        let receipts: Vec<Receipt> = batch.receipts(40).collect();
+        assert_eq!(receipts[0], Receipt { first_index: 40, count: 2, first_id: id.event(0) });
+        assert_eq!(receipts[1], Receipt { first_index: 42, count: 1, first_id: id.event(2) });
+
+        let mut header = batch.header();
+        let mut rows = BytesMut::new();
+        for row in batch.rows() {
+            write_copy_row(&mut rows, &row);
+            header.add(&row);
+        }
+        let header = header.finish();
+        assert_eq!((header.min_time.micros(), header.max_time.micros()), (2_000_000, 5_000_000));
+        // Equal events have different entries: the salt, and the id, differ.
+        let entries: Vec<&[u8]> = header.entries.chunks(ENTRY_BYTES).collect();
+        assert_eq!(entries.len(), 3);
+        assert_ne!(entries[0], entries[1]);
+        // 4 columns: 16 bytes of id, 8 of time, then type and payload.
+        assert_eq!(&rows[..6], [0, 4, 0, 0, 0, 16]);
+        assert_eq!(rows.len(), 3 * (2 + 16 + 16 + 8 + 1) + 2 * (line.len() - 1) + 26);
+    }
+}

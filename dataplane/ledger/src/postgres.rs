@@ -1,0 +1,149 @@
+//! Connections to PostgreSQL, and what its errors mean for a commit.
+//!
+//! Owns connecting (TCP without Nagle's algorithm, TLS when the URL or the server asks for it) and the session settings that
+//! make "committed" mean "flushed". Never retries: `writer.rs` and `ledger.rs` do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{ClientConfig, RootCertStore};
+use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// A peer that does not acknowledge data for this long is gone: the kernel then ends the connection.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why the configured database cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The URL cannot be read. It is not repeated, since it holds a password.
+    #[error("not a PostgreSQL URL such as postgres://user:password@host:5432/database")]
+    Url(#[source] Error),
+    /// The TLS library refused its settings.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+}
+
+/// How to connect, parsed once.
+#[derive(Clone)]
+pub struct Database {
+    config: Config,
+    tls: MakeRustlsConnect,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("hosts", &self.config.get_hosts()).finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// From a connection URL. Server certificates are checked against the system's store, or the file in `SSL_CERT_FILE`.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn from_url(url: &str) -> Result<Self, ConfigError> {
+        let mut config: Config = url.parse().map_err(ConfigError::Url)?;
+        config
+            .application_name("certeus-dataplane")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .tcp_user_timeout(TCP_USER_TIMEOUT);
+        // A store that cannot be read leaves no trusted certificate: TLS connections then fail and say so.
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(ConfigError::Tls)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
+    }
+
+    /// A pool of at most `size` connections for reads.
+    pub(crate) fn pool(&self, size: usize) -> Result<deadpool_postgres::Pool, deadpool_postgres::BuildError> {
+        let manager = deadpool_postgres::Manager::new(self.config.clone(), self.tls.clone());
+        deadpool_postgres::Pool::builder(manager)
+            .max_size(size)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .recycle_timeout(Some(CONNECT_TIMEOUT))
+            .runtime(deadpool_postgres::Runtime::Tokio1)
+            .build()
+    }
+
+    /// One connection for commits.
+    pub(crate) async fn connect(&self) -> Result<Connection, Error> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        // What this task ends with also reaches every request that was waiting for a reply.
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        let connection = Connection { client, driver };
+        connection.client.batch_execute(SESSION).await?;
+        Ok(connection)
+    }
+}
+
+/// A commit is acknowledged only when it is on disk, whatever the server's default is; stronger settings stay.
+const SESSION: &str = "SELECT set_config('synchronous_commit', 'on', false) \
+     WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
+     SET idle_in_transaction_session_timeout = '30s'; \
+     SET TIME ZONE 'UTC'";
+
+/// A connection; dropping it closes the socket at once, also in mid-command.
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// What a failed statement or transaction says about its effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The connection ended or was ended: if COMMIT was under way, the outcome is unknown.
+    Lost,
+    /// Rolled back because a key exists: this very batch may have been committed before.
+    Duplicate,
+    /// Rolled back for a reason that may pass.
+    Refused,
+    /// Rolled back because of the rows themselves.
+    Rejected,
+}
+
+impl Failure {
+    pub(crate) fn of(error: &Error) -> Self {
+        let Some(state) = error.code() else { return Self::Lost };
+        if *state == SqlState::UNIQUE_VIOLATION {
+            return Self::Duplicate;
+        }
+        match &state.code()[..2] {
+            // Connection exceptions, operator intervention (shutdown, crash of another backend), system errors.
+            "08" | "57" | "58" | "XX" => Self::Lost,
+            // Data exceptions and integrity violations.
+            "22" | "23" => Self::Rejected,
+            _ => Self::Refused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_url_is_refused_without_repeating_it() {
+        let error = Database::from_url("postgres://u:secret@host:notaport/db").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("secret"));
+        let database = Database::from_url("postgres://u:secret@host/db").unwrap();
+        assert!(!format!("{database:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,115 @@
+//! The database schema: migrations, partitions, and the checks that make the database fit for a ledger.
+//!
+//! Owns the order of migrations and the naming of partitions. Several pods may call all of this at once: each step
+//! takes an advisory lock and finds done what another did. Never drops anything.
+
+use tokio_postgres::{Client, Error};
+
+use crate::id::Day;
+
+/// Migrations in order; the version of each is its place, from 1. Never edit one that was released.
+const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_ledger.sql")];
+
+/// Key of the advisory lock under which the schema changes: "certeus" in ASCII.
+const LOCK: i64 = 0x63_65_72_74_65_75_73;
+
+/// Why the database cannot hold a ledger.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SchemaError {
+    /// A statement failed.
+    #[error("cannot {action}")]
+    Sql {
+        /// What was being done.
+        action: &'static str,
+        /// The database's answer.
+        #[source]
+        source: Error,
+    },
+    /// The schema was made by a newer version of this software.
+    #[error(
+        "the database schema has version {found}, and this version knows up to {known}: upgrade this software"
+    )]
+    TooNew {
+        /// Version in the database.
+        found: i32,
+        /// Newest version known here.
+        known: usize,
+    },
+    /// The server loses acknowledged commits on a crash.
+    #[error("the PostgreSQL server runs with fsync = off, so nothing it acknowledges is durable: turn it on")]
+    NoFsync,
+}
+
+fn sql(action: &'static str) -> impl Fn(Error) -> SchemaError {
+    move |source| SchemaError::Sql { action, source }
+}
+
+/// Brings the schema up to date and makes sure that the ledger has a head.
+pub(crate) async fn migrate(client: &mut Client, ledger: &str) -> Result<(), SchemaError> {
+    let fsync: String = client.query_one("SHOW fsync", &[]).await.map_err(sql("read a setting"))?.get(0);
+    if fsync != "on" {
+        return Err(SchemaError::NoFsync);
+    }
+    let transaction = client.transaction().await.map_err(sql("begin a transaction"))?;
+    transaction
+        .execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK])
+        .await
+        .map_err(sql("lock the schema"))?;
+    transaction
+        .batch_execute(
+            "CREATE SCHEMA IF NOT EXISTS certeus; \
+             CREATE TABLE IF NOT EXISTS certeus.migrations \
+             (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())",
+        )
+        .await
+        .map_err(sql("create the schema (the role needs the CREATE privilege on the database)"))?;
+    let found: i32 = transaction
+        .query_one("SELECT coalesce(max(version), 0) FROM certeus.migrations", &[])
+        .await
+        .map_err(sql("read the schema's version"))?
+        .get(0);
+    let applied = usize::try_from(found).unwrap_or(0);
+    if applied > MIGRATIONS.len() {
+        return Err(SchemaError::TooNew { found, known: MIGRATIONS.len() });
+    }
+    for (version, migration) in (1_i32..).zip(MIGRATIONS).skip(applied) {
+        transaction.batch_execute(migration).await.map_err(sql("migrate the schema"))?;
+        transaction
+            .execute("INSERT INTO certeus.migrations (version) VALUES ($1)", &[&version])
+            .await
+            .map_err(sql("record a migration"))?;
+        tracing::info!(version, "schema migrated");
+    }
+    transaction
+        .execute("INSERT INTO certeus.heads (ledger) VALUES ($1) ON CONFLICT DO NOTHING", &[&ledger])
+        .await
+        .map_err(sql("create the ledger's head"))?;
+    transaction.commit().await.map_err(sql("commit a migration"))
+}
+
+/// Name of the partition that holds a day's events.
+pub(crate) fn partition(day: Day) -> String {
+    format!("certeus.events_{}", day.suffix())
+}
+
+/// Makes sure that a day's partition exists.
+pub(crate) async fn ensure_partition(client: &mut Client, day: Day) -> Result<(), Error> {
+    let table = partition(day);
+    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await?;
+    if exists.get(0) {
+        return Ok(());
+    }
+    let transaction = client.transaction().await?;
+    // Creating a partition locks the parent, which only reads use; a long read must not stop all others behind us.
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    let create = format!(
+        "CREATE TABLE IF NOT EXISTS {table} PARTITION OF certeus.events FOR VALUES FROM ('{}') TO ('{}')",
+        day.first_id(),
+        day.next().first_id(),
+    );
+    transaction.batch_execute(&create).await?;
+    transaction.commit().await?;
+    tracing::info!(partition = table, "partition created");
+    Ok(())
+}

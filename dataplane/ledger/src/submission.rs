@@ -1,0 +1,411 @@
+//! One request's events, found inside the bytes it came with.
+//!
+//! Owns what makes bytes an event: a JSON object with one `type` and one `timestamp`, within limits. Copies no payload:
+//! a [`Submission`] is the request body and the places of the events in it. Never normalises anything.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::json::{self, Scanner, Text};
+use crate::timestamp::{self, Timestamp};
+
+/// Bytes of the longest `type`.
+pub const TYPE_BYTES_MAX: usize = 256;
+
+/// How events are laid out in a request body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object, or an array of them.
+    Json,
+    /// One JSON object per line; blank lines are skipped.
+    Ndjson,
+}
+
+/// What one request may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Events in a request.
+    pub request_events_max: usize,
+    /// Bytes of one event.
+    pub event_bytes_max: usize,
+}
+
+/// What happens to the other events of a request when one is bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBadEvent {
+    /// Nothing of the request is accepted, and the event is named.
+    RefuseAll,
+    /// The others are accepted, and the refused are listed.
+    RefuseOne,
+}
+
+/// Why one event is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EventError {
+    /// Not well-formed JSON.
+    #[error(transparent)]
+    Syntax(#[from] json::Error),
+    /// JSON, but not an object.
+    #[error("an event is a JSON object")]
+    NotAnObject,
+    /// A required member is missing.
+    #[error("`{0}` is missing")]
+    Missing(&'static str),
+    /// A member that must be unique is there twice, so that readers could disagree on which one counts.
+    #[error("`{0}` is there more than once")]
+    Repeated(&'static str),
+    /// `type` is not a usable text.
+    #[error("`type` must be a string of 1 to {TYPE_BYTES_MAX} bytes without control characters")]
+    Type,
+    /// `timestamp` is neither text nor a number.
+    #[error("`timestamp` must be an RFC 3339 string or a Unix number in s, ms, us or ns")]
+    TimestampKind,
+    /// `timestamp` cannot be read.
+    #[error("`timestamp` {0}")]
+    Timestamp(#[from] timestamp::Error),
+    /// The event is too long.
+    #[error("the event has {bytes} bytes, and at most {max} are taken")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// An event that was refused, and where it stands in the request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("event {position}: {error}")]
+pub struct Refused {
+    /// Position among the events of the request, from 0.
+    pub position: usize,
+    /// Byte offset of the event in the (uncompressed) body.
+    pub offset: usize,
+    /// Why.
+    #[source]
+    pub error: EventError,
+}
+
+/// Why a request is refused whole.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The body is not UTF-8.
+    #[error("the body is not UTF-8: invalid byte at offset {0}")]
+    NotUtf8(usize),
+    /// There is no event in it.
+    #[error("there is no event in the body")]
+    Empty,
+    /// The array around the events is malformed.
+    #[error(transparent)]
+    Syntax(#[from] json::Error),
+    /// More events than one request may hold.
+    #[error("more than {0} events in one request")]
+    TooManyEvents(usize),
+    /// One event is bad, and the request did not ask for the others to be taken.
+    #[error(transparent)]
+    Event(#[from] Refused),
+}
+
+/// A valid event: where it lies in the body, and what the store needs from it.
+#[derive(Debug, Clone)]
+struct Event {
+    place: Place,
+    time: Timestamp,
+    kind: Kind,
+}
+
+/// A range of the body. 32 bits each: bodies are bounded far below 4 GiB.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    start: u32,
+    end: u32,
+}
+
+impl Place {
+    fn new(range: Range<usize>) -> Self {
+        let narrow = |offset| u32::try_from(offset).expect("a request body is bounded below 4 GiB");
+        Self { start: narrow(range.start), end: narrow(range.end) }
+    }
+
+    fn of(self, body: &[u8]) -> &[u8] {
+        &body[self.start as usize..self.end as usize]
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    /// The text between the quotes, free of escapes.
+    Plain(Place),
+    Unescaped(Box<str>),
+}
+
+/// The valid events of one request, in order. Never empty.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    body: Bytes,
+    events: Vec<Event>,
+}
+
+/// One event as the store takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct EventRef<'a> {
+    /// The event's `type`, unescaped.
+    pub kind: &'a str,
+    /// The event's `timestamp`.
+    pub time: Timestamp,
+    /// The event as received.
+    pub payload: &'a [u8],
+}
+
+/// What parsing a request gives.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The valid events; `None` when each was refused.
+    pub submission: Option<Submission>,
+    /// The refused ones; always empty with [`OnBadEvent::RefuseAll`].
+    pub refused: Vec<Refused>,
+}
+
+impl Submission {
+    /// Finds and checks the events in a request body.
+    ///
+    /// # Errors
+    /// When the request is refused whole.
+    pub fn parse(body: Bytes, format: Format, limits: &Limits, on_bad: OnBadEvent) -> Result<Parsed, Error> {
+        if let Err(error) = std::str::from_utf8(&body) {
+            return Err(Error::NotUtf8(error.valid_up_to()));
+        }
+        let mut parser =
+            Parser { body: &body, limits, on_bad, position: 0, events: Vec::new(), refused: Vec::new() };
+        match format {
+            Format::Json => parser.json()?,
+            Format::Ndjson => parser.ndjson()?,
+        }
+        let Parser { position, mut events, refused, .. } = parser;
+        if position == 0 {
+            return Err(Error::Empty);
+        }
+        events.shrink_to_fit();
+        let submission = (!events.is_empty()).then_some(Submission { body, events });
+        Ok(Parsed { submission, refused })
+    }
+
+    /// How many events there are; never 0.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a submission is never empty")]
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Bytes of memory that the submission holds on to.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.body.len() + self.events.len() * size_of::<Event>()
+    }
+
+    /// The events in order.
+    pub fn events(&self) -> impl Iterator<Item = EventRef<'_>> {
+        self.events.iter().map(|event| EventRef {
+            kind: match &event.kind {
+                Kind::Plain(place) => text(place.of(&self.body)),
+                Kind::Unescaped(text) => text,
+            },
+            time: event.time,
+            payload: event.place.of(&self.body),
+        })
+    }
+}
+
+/// The body was checked as a whole, and every place begins and ends at an ASCII byte.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("a part of a body that was checked to be UTF-8")
+}
+
+struct Parser<'a> {
+    body: &'a [u8],
+    limits: &'a Limits,
+    on_bad: OnBadEvent,
+    position: usize,
+    events: Vec<Event>,
+    refused: Vec<Refused>,
+}
+
+impl<'a> Parser<'a> {
+    fn json(&mut self) -> Result<(), Error> {
+        let mut scanner = Scanner::new(self.body, 0, 0);
+        match scanner.peek() {
+            None => return Ok(()),
+            Some(b'[') => self.array(&mut scanner)?,
+            Some(_) => {
+                self.element(&mut scanner, 0)?;
+            }
+        }
+        match scanner.peek() {
+            None => Ok(()),
+            Some(_) => Err(scanner.unexpected().into()),
+        }
+    }
+
+    fn array(&mut self, scanner: &mut Scanner<'a>) -> Result<(), Error> {
+        scanner.expect(b'[')?;
+        if scanner.peek() == Some(b']') {
+            return Ok(scanner.expect(b']')?);
+        }
+        loop {
+            self.element(scanner, 1)?;
+            if scanner.peek() == Some(b']') {
+                return Ok(scanner.expect(b']')?);
+            }
+            scanner.expect(b',')?;
+        }
+    }
+
+    /// Takes or refuses the event that comes next, and moves behind it in either case.
+    fn element(&mut self, scanner: &mut Scanner<'a>, outer_depth: u32) -> Result<(), Error> {
+        // Skips white space, so that the offset is that of the event.
+        scanner.peek();
+        let offset = scanner.offset();
+        let parsed = self.event(scanner, outer_depth);
+        match &parsed {
+            Ok(_) => {}
+            // Where an event ends cannot be told any more: no event after it can be found either.
+            Err(EventError::Syntax(_)) => self.on_bad = OnBadEvent::RefuseAll,
+            Err(_) => {
+                *scanner = Scanner::new(self.body, offset, outer_depth);
+                scanner.value()?;
+            }
+        }
+        self.take(offset, parsed)
+    }
+
+    fn ndjson(&mut self) -> Result<(), Error> {
+        let mut start = 0;
+        while start < self.body.len() {
+            let end =
+                memchr::memchr(b'\n', &self.body[start..]).map_or(self.body.len(), |length| start + length);
+            let mut scanner = Scanner::new(&self.body[..end], start, 0);
+            if scanner.peek().is_some() {
+                let offset = scanner.offset();
+                let parsed = self.event(&mut scanner, 0).and_then(|event| match scanner.peek() {
+                    None => Ok(event),
+                    Some(_) => Err(scanner.unexpected().into()),
+                });
+                self.take(offset, parsed)?;
+            }
+            start = end + 1;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, offset: usize, parsed: Result<Event, EventError>) -> Result<(), Error> {
+        if self.position == self.limits.request_events_max {
+            return Err(Error::TooManyEvents(self.limits.request_events_max));
+        }
+        match parsed {
+            Ok(event) => self.events.push(event),
+            Err(error) => {
+                let refused = Refused { position: self.position, offset, error };
+                match self.on_bad {
+                    OnBadEvent::RefuseAll => return Err(refused.into()),
+                    OnBadEvent::RefuseOne => self.refused.push(refused),
+                }
+            }
+        }
+        self.position += 1;
+        Ok(())
+    }
+
+    /// Reads the event that comes next.
+    fn event(&self, scanner: &mut Scanner<'_>, outer_depth: u32) -> Result<Event, EventError> {
+        if scanner.peek().is_some_and(|byte| byte != b'{') {
+            return Err(EventError::NotAnObject);
+        }
+        let start = scanner.offset();
+        scanner.expect(b'{')?;
+        scanner.set_outer_depth(outer_depth + 1);
+        let (mut kind, mut time) = (None, None);
+        let mut first = true;
+        while scanner.peek() != Some(b'}') || !first {
+            let key = scanner.key()?;
+            match self.member(key).as_ref() {
+                "type" => {
+                    let read = self.kind(scanner)?;
+                    if kind.replace(read).is_some() {
+                        return Err(EventError::Repeated("type"));
+                    }
+                }
+                "timestamp" => {
+                    let read = self.time(scanner)?;
+                    if time.replace(read).is_some() {
+                        return Err(EventError::Repeated("timestamp"));
+                    }
+                }
+                _ => scanner.value()?,
+            }
+            if scanner.peek() == Some(b'}') {
+                break;
+            }
+            scanner.expect(b',')?;
+            first = false;
+        }
+        scanner.expect(b'}')?;
+        let place = start..scanner.offset();
+        if place.len() > self.limits.event_bytes_max {
+            return Err(EventError::TooLarge { bytes: place.len(), max: self.limits.event_bytes_max });
+        }
+        let kind = kind.ok_or(EventError::Missing("type"))?;
+        let time = time.ok_or(EventError::Missing("timestamp"))?;
+        Ok(Event { place: Place::new(place), time, kind })
+    }
+
+    fn member(&self, key: Text) -> Cow<'_, str> {
+        // A key that cannot be unescaped (half of a surrogate pair) is none of ours.
+        self.unescape(key).unwrap_or_default()
+    }
+
+    fn kind(&self, scanner: &mut Scanner<'_>) -> Result<Kind, EventError> {
+        if scanner.peek() != Some(b'"') {
+            return Err(EventError::Type);
+        }
+        let raw = scanner.string()?;
+        let text = self.unescape(raw).ok_or(EventError::Type)?;
+        if text.is_empty() || text.len() > TYPE_BYTES_MAX || text.chars().any(char::is_control) {
+            return Err(EventError::Type);
+        }
+        Ok(match text {
+            Cow::Borrowed(_) => Kind::Plain(Place::new(raw.start..raw.end)),
+            Cow::Owned(text) => Kind::Unescaped(text.into_boxed_str()),
+        })
+    }
+
+    fn time(&self, scanner: &mut Scanner<'_>) -> Result<Timestamp, EventError> {
+        match scanner.peek() {
+            Some(b'"') => {
+                let raw = scanner.string()?;
+                let text = self.unescape(raw).ok_or(timestamp::Error::NotRfc3339)?;
+                Ok(Timestamp::from_rfc3339(&text)?)
+            }
+            Some(b'-' | b'0'..=b'9') => {
+                let start = scanner.offset();
+                scanner.value()?;
+                Ok(Timestamp::from_number(text(&self.body[start..scanner.offset()]))?)
+            }
+            _ => Err(EventError::TimestampKind),
+        }
+    }
+
+    /// The text of a string; `None` when its escapes are half of a surrogate pair.
+    fn unescape(&self, raw: Text) -> Option<Cow<'_, str>> {
+        if raw.escaped {
+            // The quotes stand right before and after.
+            serde_json::from_slice(&self.body[raw.start - 1..=raw.end]).ok().map(Cow::Owned)
+        } else {
+            Some(Cow::Borrowed(text(&self.body[raw.start..raw.end])))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

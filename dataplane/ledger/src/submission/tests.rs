@@ -1,0 +1,136 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMITS: Limits = Limits { request_events_max: 4, event_bytes_max: 200 };
+
+fn parse(body: &str, format: Format, on_bad: OnBadEvent) -> Result<Parsed, Error> {
+    Submission::parse(Bytes::copy_from_slice(body.as_bytes()), format, &LIMITS, on_bad)
+}
+
+/// The payloads taken from a request, or its refusal.
+fn payloads(body: &str, format: Format) -> Result<Vec<String>, Error> {
+    let parsed = parse(body, format, OnBadEvent::RefuseAll)?;
+    let submission = parsed.submission.expect("at least one event");
+    Ok(submission.events().map(|event| String::from_utf8(event.payload.to_vec()).unwrap()).collect())
+}
+
+/// The reason why a single event is refused.
+fn refusal(event: &str) -> EventError {
+    match payloads(event, Format::Json) {
+        Err(Error::Event(refused)) => refused.error,
+        other => panic!("{event}: {other:?}"),
+    }
+}
+
+#[test]
+fn payload_bytes_are_those_received_without_the_space_around() {
+    let a = r#"{"type":"a", "timestamp" : 1,"x":[1, {"type":2}]}"#;
+    let b = r#"{ "timestamp":"2026-01-31T12:00:00Z","type":"b\/é" }"#;
+    assert_eq!(payloads(&format!(" {a}\n"), Format::Json), Ok(vec![a.to_owned()]));
+    let both = Ok(vec![a.to_owned(), b.to_owned()]);
+    assert_eq!(payloads(&format!("[{a} ,\n {b}]"), Format::Json), both);
+    assert_eq!(payloads(&format!("{a}\r\n\n  {b}"), Format::Ndjson), both);
+}
+
+#[test]
+fn type_and_time_are_read() {
+    let body = r#"{"t\u0079pe":"a\/\u00e9","timestamp":1769860800.25}"#;
+    let parsed = parse(body, Format::Json, OnBadEvent::RefuseAll).unwrap();
+    let submission = parsed.submission.unwrap();
+    let event = submission.events().next().unwrap();
+    assert_eq!((event.kind, event.time.micros()), ("a/é", 1_769_860_800_250_000));
+}
+
+#[test]
+fn bad_events_are_refused_for_their_own_reason() {
+    use EventError as E;
+    assert_eq!(refusal(r#"{"timestamp":1}"#), E::Missing("type"));
+    assert_eq!(refusal(r#"{"type":"a"}"#), E::Missing("timestamp"));
+    assert_eq!(refusal("{}"), E::Missing("type"));
+    assert_eq!(refusal(r#"{"type":"a","timestamp":1,"\u0074ype":"b"}"#), E::Repeated("type"));
+    assert_eq!(refusal(r#"{"type":"a","timestamp":1,"timestamp":2}"#), E::Repeated("timestamp"));
+    for kind in [r#""""#, "7", "null", r#""\u0000""#, r#""\ud800""#, &format!("{:?}", "x".repeat(257))] {
+        assert_eq!(refusal(&format!(r#"{{"type":{kind},"timestamp":1}}"#)), E::Type, "{kind}");
+    }
+    assert_eq!(refusal(r#"{"type":"a","timestamp":null}"#), E::TimestampKind);
+    assert_eq!(refusal(r#"{"type":"a","timestamp":"soon"}"#), E::Timestamp(timestamp::Error::NotRfc3339));
+    assert_eq!(refusal(r#"{"type":"a","timestamp":-5}"#), E::Timestamp(timestamp::Error::OutOfRange));
+    assert_eq!(refusal("7"), E::NotAnObject);
+    let long = format!(r#"{{"type":"a","timestamp":1,"x":"{}"}}"#, "y".repeat(200));
+    assert_eq!(refusal(&long), E::TooLarge { bytes: long.len(), max: 200 });
+    let deep = format!(r#"{{"type":"a","timestamp":1,"x":{}}}"#, "[".repeat(1000));
+    assert!(matches!(refusal(&deep), E::Syntax(json::Error { fault: json::Fault::TooDeep, .. })));
+}
+
+#[test]
+fn bodies_that_hold_no_list_of_events_are_refused_whole() {
+    assert_eq!(payloads("", Format::Json), Err(Error::Empty));
+    assert_eq!(payloads(" [ ] ", Format::Json), Err(Error::Empty));
+    assert_eq!(payloads("\n\n", Format::Ndjson), Err(Error::Empty));
+    let event = r#"{"type":"a","timestamp":1}"#;
+    for (body, offset) in
+        [(format!("{event} {event}"), 27), (format!("[{event}"), 27), (format!("[{event},]"), 28)]
+    {
+        match payloads(&body, Format::Json) {
+            Err(Error::Syntax(error)) => assert_eq!(error.offset, offset, "{body}"),
+            Err(Error::Event(refused)) => assert_eq!(refused.offset, offset, "{body}"),
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+    let five = [event; 5].join(",");
+    assert_eq!(payloads(&format!("[{five}]"), Format::Json), Err(Error::TooManyEvents(4)));
+    let bytes = Bytes::from_static(b"{\"type\":\"\xff\"}");
+    let error = Submission::parse(bytes, Format::Json, &LIMITS, OnBadEvent::RefuseAll).unwrap_err();
+    assert_eq!(error, Error::NotUtf8(9));
+}
+
+#[test]
+fn one_bad_event_refuses_the_batch_and_is_named_unless_the_rest_is_wanted() {
+    let good = r#"{"type":"a","timestamp":1}"#;
+    let bad = r#"{"type":{"x":1},"timestamp":1}"#;
+    for (body, format) in
+        [(format!("[{good},{bad},{good}]"), Format::Json), (format!("{good}\n{bad}\n{good}"), Format::Ndjson)]
+    {
+        let Err(Error::Event(refused)) = parse(&body, format, OnBadEvent::RefuseAll) else {
+            panic!("{body}")
+        };
+        assert_eq!((refused.position, &body[refused.offset..][..bad.len()]), (1, bad));
+        let parsed = parse(&body, format, OnBadEvent::RefuseOne).unwrap();
+        assert_eq!(parsed.submission.unwrap().len(), 2);
+        assert_eq!(parsed.refused, [refused]);
+    }
+    // Each line stands alone, but within a broken array nothing after the fault can be found.
+    let broken = r#"{"type":"a""#;
+    let parsed = parse(&format!("{broken}\n{good}"), Format::Ndjson, OnBadEvent::RefuseOne).unwrap();
+    assert_eq!((parsed.submission.unwrap().len(), parsed.refused.len()), (1, 1));
+    assert!(parse(&format!("[{broken},{good}]"), Format::Json, OnBadEvent::RefuseOne).is_err());
+    let parsed = parse(bad, Format::Json, OnBadEvent::RefuseOne).unwrap();
+    assert!(parsed.submission.is_none() && parsed.refused.len() == 1);
+}
+
+proptest! {
+    #[test]
+    fn any_object_with_type_and_time_comes_back_unchanged(
+        kind in "\\PC{1,20}", micros in 0..Timestamp::MAX.micros(), more in prop::collection::hash_map("[a-s]{1,5}", any::<String>(), 0..4)
+    ) {
+        let mut object: serde_json::Map<String, serde_json::Value> =
+            more.into_iter().map(|(key, text)| (key, text.into())).collect();
+        let time = Timestamp::from_micros(micros).unwrap();
+        object.insert("type".to_owned(), kind.clone().into());
+        object.insert("timestamp".to_owned(), time.to_string().into());
+        let event = serde_json::Value::Object(object).to_string();
+        let limits = Limits { event_bytes_max: 1 << 20, ..LIMITS };
+        let body = Bytes::from(format!("[{event}, {event}]"));
+        let parsed = Submission::parse(body, Format::Json, &limits, OnBadEvent::RefuseAll).unwrap();
+        for found in parsed.submission.unwrap().events() {
+            prop_assert_eq!((found.kind, found.time, found.payload), (&kind[..], time, event.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn no_bytes_at_all_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..64), ndjson: bool) {
+        let format = if ndjson { Format::Ndjson } else { Format::Json };
+        let _either = Submission::parse(body.into(), format, &LIMITS, OnBadEvent::RefuseOne);
+    }
+}

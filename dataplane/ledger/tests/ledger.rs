@@ -1,0 +1,238 @@
+//! The ledger against a real PostgreSQL: what is acknowledged is stored once, in order, unchanged, whatever happens.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
+use certeus_ledger::timestamp::Timestamp;
+use certeus_ledger::{
+    AppendError, Availability, CommitError, Config, Database, Filter, Ledger, QueueConfig, Tasks,
+};
+use certeus_localpg::{LocalPg, Options};
+use tokio_postgres::{Client, NoTls};
+
+const QUEUE: QueueConfig = QueueConfig {
+    queue_events_max: 100_000,
+    queue_bytes_max: 64 << 20,
+    batch_events: 10_000,
+    batch_bytes: 8 << 20,
+    batch_timeout: Duration::from_millis(100),
+};
+
+/// A request of `count` events whose payloads name them `from..from + count`.
+fn request(from: usize, count: usize) -> Submission {
+    let body: String = (from..from + count)
+        .map(|n| format!("{{\"type\":\"t{}\",\"timestamp\":{},\"n\":{n}}}\n", n % 3, 1_769_860_800 + n))
+        .collect();
+    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20 };
+    let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
+    parsed.unwrap().submission.unwrap()
+}
+
+fn start(url: &str) -> (Ledger, Tasks) {
+    let config = Config {
+        name: "default".to_owned(),
+        database: Database::from_url(url).unwrap(),
+        writers: 2,
+        read_connections: 2,
+        queue: QUEUE,
+    };
+    Ledger::start(config, &prometheus::Registry::new()).unwrap()
+}
+
+async fn until_available(ledger: &Ledger) {
+    let mut changes = ledger.watch_availability();
+    let available = changes.wait_for(|now| *now == Availability::Available);
+    tokio::time::timeout(Duration::from_secs(30), available).await.expect("available in time").unwrap();
+}
+
+async fn sql(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn close(ledger: &Ledger, tasks: Tasks) {
+    ledger.close();
+    tokio::time::timeout(Duration::from_secs(30), tasks.finished()).await.expect("drains in time");
+}
+
+/// What an outsider sees: indexes without a gap, each event once. Gives the number of events.
+async fn check_gapless(client: &Client) -> i64 {
+    let row = client
+        .query_one(
+            "SELECT count(*), count(DISTINCT payload), coalesce(max(index) + 1, 0), \
+             (SELECT next_index FROM certeus.heads), count(DISTINCT index) FROM certeus.event_log",
+            &[],
+        )
+        .await
+        .unwrap();
+    let counts: [i64; 5] = std::array::from_fn(|column| row.get(column));
+    assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+    counts[0]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_both_commit_paths_come_back_unchanged_and_in_order() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    // A single statement, then a COPY.
+    let small = ledger.append(request(0, 3)).await.unwrap();
+    let large = ledger.append(request(3, 2000)).await.unwrap();
+    assert_eq!((small.first_index, small.count, large.first_index, large.count), (0, 3, 3, 2000));
+
+    let third = uuid::Uuid::from_u128(large.first_id.as_u128() + 2);
+    let event = ledger.event(third).await.unwrap().unwrap();
+    let payload = "{\"type\":\"t2\",\"timestamp\":1769860805,\"n\":5}";
+    assert_eq!((event.index, &event.kind[..], &event.payload[..]), (5, "t2", payload.as_bytes()));
+    let unknown = uuid::Uuid::from_u128(large.first_id.as_u128() + 5000);
+    assert_eq!(ledger.event(unknown).await.unwrap(), None);
+
+    let (mut indexes, mut next) = (Vec::new(), Some(0));
+    while let Some(first_index) = next {
+        let page = ledger.events(&Filter { first_index, limit: 700, ..Filter::default() }).await.unwrap();
+        assert!(page.events.len() <= 700);
+        indexes.extend(page.events.iter().map(|event| event.index));
+        next = page.next_index;
+    }
+    assert!(indexes.iter().copied().eq(0..2003));
+
+    let at = |n: i64| Some(Timestamp::from_micros((1_769_860_800 + n) * 1_000_000).unwrap());
+    let filter =
+        Filter { kind: Some("t0".to_owned()), from: at(2), to: at(9), limit: 100, ..Filter::default() };
+    let found: Vec<u64> =
+        ledger.events(&filter).await.unwrap().events.iter().map(|event| event.index).collect();
+    assert_eq!(found, [3, 6]);
+    assert_eq!(check_gapless(&sql(&pg.url()).await).await, 2003);
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn altered_bytes_are_noticed_on_reading() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    let receipt = ledger.append(request(0, 2)).await.unwrap();
+    let client = sql(&pg.url()).await;
+    let alter = "UPDATE certeus.events SET payload = convert_to(replace(convert_from(payload, 'UTF8'), '}', ' }'), 'UTF8') \
+                 WHERE id = $1";
+    assert_eq!(client.execute(alter, &[&receipt.first_id]).await.unwrap(), 1);
+    let error = ledger.event(receipt.first_id).await.unwrap_err();
+    assert_eq!(error.class(), certeus_ledger::Class::Corrupt);
+    let untouched = uuid::Uuid::from_u128(receipt.first_id.as_u128() + 1);
+    assert!(ledger.event(untouched).await.unwrap().is_some());
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_pods_may_start_and_write_at_once() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let pods: Vec<_> = (0..4).map(|_| start(&pg.url())).collect();
+    let mut appends = tokio::task::JoinSet::new();
+    for (pod, (ledger, _)) in pods.iter().enumerate() {
+        until_available(ledger).await;
+        let ledger = ledger.clone();
+        appends.spawn(async move {
+            for n in 0..50 {
+                // Sizes on both sides of the limit between the two commit paths.
+                let size = if n % 10 == 0 { 700 } else { 1 + n };
+                ledger.append(request(pod * 1_000_000 + n * 1000, size)).await.unwrap();
+            }
+        });
+    }
+    appends.join_all().await;
+    let per_pod: usize = (0..50).map(|n| if n % 10 == 0 { 700 } else { 1 + n }).sum();
+    assert_eq!(check_gapless(&sql(&pg.url()).await).await, 4 * i64::try_from(per_pod).unwrap());
+    for (ledger, tasks) in pods {
+        close(&ledger, tasks).await;
+    }
+}
+
+/// Backends are killed at random moments, also in COMMIT, so that replies are lost after the effect.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_connections_neither_lose_nor_double_what_is_acknowledged() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    let client = sql(&pg.url()).await;
+    let mut appends = tokio::task::JoinSet::new();
+    for worker in 0..8_usize {
+        let ledger = ledger.clone();
+        appends.spawn(async move {
+            let (mut acknowledged, mut unknown) = (0, 0);
+            for n in 0..60 {
+                let from = worker * 1_000_000 + n * 1000;
+                let size = if n % 2 == 0 { 5 } else { 600 };
+                match ledger.append(request(from, size)).await {
+                    Ok(receipt) => acknowledged += receipt.count,
+                    Err(AppendError::Commit(CommitError::OutcomeUnknown)) => unknown += size,
+                    Err(AppendError::Commit(CommitError::Unavailable) | AppendError::Unavailable) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            (acknowledged, unknown)
+        });
+    }
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                WHERE application_name = 'certeus-dataplane' AND state <> 'idle'";
+    let mut killed = 0;
+    let mut results = Vec::new();
+    while !appends.is_empty() {
+        if killed < 400 {
+            killed += client.query_one(kill, &[]).await.unwrap().get::<_, i64>(0);
+        }
+        // A pause, unless a worker ends in it.
+        if let Ok(Some(ended)) = tokio::time::timeout(Duration::from_millis(15), appends.join_next()).await {
+            results.push(ended.unwrap());
+        }
+    }
+    let acknowledged: usize = results.iter().map(|(acknowledged, _)| acknowledged).sum();
+    let unknown: usize = results.iter().map(|(_, unknown)| unknown).sum();
+    let stored = usize::try_from(check_gapless(&client).await).unwrap();
+    assert!(killed > 0, "no connection was killed in mid-commit");
+    assert!((acknowledged..=acknowledged + unknown).contains(&stored), "{acknowledged} {unknown} {stored}");
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_comes_late_or_goes_away_costs_nothing_acknowledged() {
+    let parent = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(parent.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    let options = Options { dir: Some(parent.path().join("pg")), ..Options::default() };
+    let first = LocalPg::start(&options).unwrap();
+    let (ledger, tasks) = start(&first.url());
+    until_available(&ledger).await;
+    ledger.append(request(0, 10)).await.unwrap();
+    first.stop().unwrap();
+
+    let mut changes = ledger.watch_availability();
+    let gone = changes.wait_for(|now| matches!(now, Availability::Unavailable { .. }));
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("noticed in time").unwrap();
+    assert_eq!(ledger.append(request(10, 10)).await.unwrap_err(), AppendError::Unavailable);
+    close(&ledger, tasks).await;
+
+    // The port changes with each start of a private server: a new pod takes over.
+    let second = LocalPg::start(&options).unwrap();
+    let (ledger, tasks) = start(&second.url());
+    assert_eq!(ledger.availability(), Availability::Starting { reason: None });
+    assert_eq!(ledger.append(request(10, 10)).await.unwrap_err(), AppendError::Unavailable);
+    until_available(&ledger).await;
+    assert_eq!(ledger.append(request(10, 10)).await.unwrap().first_index, 10);
+    assert_eq!(check_gapless(&sql(&second.url()).await).await, 20);
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_fsync_is_refused() {
+    let settings = vec![("fsync".to_owned(), "off".to_owned())];
+    let pg = LocalPg::start(&Options { settings, ..Options::default() }).unwrap();
+    let (ledger, _tasks) = start(&pg.url());
+    let mut changes = ledger.watch_availability();
+    let refused = changes.wait_for(|now| matches!(now, Availability::Starting { reason: Some(_) }));
+    let refused =
+        tokio::time::timeout(Duration::from_secs(10), refused).await.expect("refused in time").unwrap();
+    let Availability::Starting { reason: Some(reason) } = refused.clone() else { unreachable!() };
+    assert!(reason.contains("fsync = off"), "{reason}");
+}

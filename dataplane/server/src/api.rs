@@ -1,0 +1,146 @@
+//! The HTTP API: its routes, who may call them, and its OpenAPI description.
+//!
+//! Owns the table of routes. Handlers sit in the modules below; none of them knows SQL or sockets.
+
+mod admin;
+mod events;
+mod health;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware;
+use axum::routing::{get, post};
+use certeus_ledger::Ledger;
+use prometheus::{IntGauge, Registry};
+use utoipa::OpenApi;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::auth::{ApiKey, require_key};
+use crate::body::MemoryBudget;
+use crate::lifecycle::Lifecycle;
+use crate::problem::{Code, Error};
+use crate::process::Process;
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Parts>);
+
+/// The parts of [`App`].
+pub(crate) struct Parts {
+    /// The ledger.
+    pub(crate) ledger: Ledger,
+    /// The pod's phase.
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    /// The pod's use of the machine.
+    pub(crate) process: Process,
+    /// Shows in the metrics whether the pod is draining.
+    pub(crate) draining: IntGauge,
+    /// All metrics.
+    pub(crate) registry: Registry,
+    /// Memory for requests.
+    pub(crate) budget: MemoryBudget,
+    /// Size of the whole connection pool, writers included.
+    pub(crate) pool_size: usize,
+}
+
+impl App {
+    /// Shares the parts.
+    #[must_use]
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The API's description.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Certeus data plane", description = "A verifiable event ledger on PostgreSQL."),
+    paths(
+        events::append,
+        events::get_one,
+        events::list,
+        status::metrics,
+        status::ledger_health,
+        status::diagnostics,
+        health::overview,
+        health::live,
+        health::ready,
+        health::detailed,
+        health::system,
+    )
+)]
+struct Description;
+
+fn health_routes() -> Router<App> {
+    Router::new()
+        .route("/health", get(health::overview))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/health/detailed", get(health::detailed))
+        .route("/health/system", get(health::system))
+}
+
+/// What the API port serves.
+pub(crate) fn api_router(app: App, key: ApiKey) -> Router {
+    let guarded = Router::new()
+        .route("/v1/ledger/events", post(events::append).get(events::list))
+        .route("/v1/ledger/events/{id}", get(events::get_one))
+        .route("/v1/ledger/metrics", get(status::metrics))
+        .route("/v1/ledger/health", get(status::ledger_health))
+        .route("/v1/ledger/diagnostics", get(status::diagnostics))
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", Description::openapi()))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(key, require_key));
+    guarded.merge(health_routes()).layer(axum::extract::DefaultBodyLimit::disable()).with_state(app)
+}
+
+/// What the admin port serves.
+pub(crate) fn admin_router(app: App, key: ApiKey) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(admin::metrics))
+        .route("/admin/drain", post(admin::drain).get(admin::drain_state))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(key, require_key));
+    guarded.merge(health_routes()).with_state(app)
+}
+
+async fn no_such_path(request: Request) -> Error {
+    Error::new(Code::NotFound, format!("there is no {}; the API is described at /docs", request.uri().path()))
+}
+
+async fn no_such_method(request: Request) -> Error {
+    Error::new(Code::MethodNotAllowed, format!("{} does not take {}", request.uri().path(), request.method()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published description changes only on purpose; `UPDATE_GOLDEN=1` rewrites it.
+    #[test]
+    fn the_published_description_is_the_one_served() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let served = Description::openapi().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &served).unwrap();
+        }
+        let published = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            published == served,
+            "docs/openapi.json differs: run the test with UPDATE_GOLDEN=1 and read the diff"
+        );
+    }
+}

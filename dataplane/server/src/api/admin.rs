@@ -1,0 +1,60 @@
+//! The admin port: Prometheus metrics and draining.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use prometheus::{Encoder, TextEncoder};
+use serde::Serialize;
+
+use super::App;
+use crate::lifecycle::Phase;
+use crate::problem::{Code, Error};
+
+/// Where draining stands.
+#[derive(Debug, Serialize)]
+pub(crate) struct DrainReply {
+    state: &'static str,
+    queue_events: usize,
+    in_flight_events: usize,
+    connections: usize,
+}
+
+fn reply(app: &App) -> Json<DrainReply> {
+    let depth = app.ledger.depth();
+    let state = match app.lifecycle.phase() {
+        Phase::Serving => "serving",
+        Phase::LameDuck | Phase::Flushing => "draining",
+        Phase::Drained => "drained",
+    };
+    Json(DrainReply {
+        state,
+        queue_events: depth.events,
+        in_flight_events: depth.in_flight_events,
+        connections: app.lifecycle.connections(),
+    })
+}
+
+/// Begins to drain; the process stays until SIGTERM.
+pub(crate) async fn drain(State(app): State<App>) -> (StatusCode, Json<DrainReply>) {
+    app.lifecycle.begin_drain();
+    (StatusCode::ACCEPTED, reply(&app))
+}
+
+/// Where draining stands.
+pub(crate) async fn drain_state(State(app): State<App>) -> Json<DrainReply> {
+    reply(&app)
+}
+
+/// All metrics in Prometheus' text format.
+pub(crate) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Error> {
+    app.ledger.depth();
+    app.process.update();
+    app.draining.set(i64::from(app.lifecycle.phase() != Phase::Serving));
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    encoder
+        .encode(&app.registry.gather(), &mut text)
+        .map_err(|error| Error::new(Code::Internal, format!("cannot write the metrics: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text))
+}

@@ -1,0 +1,302 @@
+//! Events in and out: `/v1/ledger/events`.
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
+use certeus_ledger::timestamp::Timestamp;
+use certeus_ledger::{Filter, StoredEvent};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::App;
+use crate::body;
+use crate::problem::{Code, Error, Problem, RefusedEvent, refused_events};
+
+/// Bytes of one event.
+const EVENT_BYTES_MAX: usize = 1 << 20;
+/// Bodies above this are parsed where they do not hold up other requests.
+const PARSE_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Events on a page unless asked otherwise, and at most.
+const PAGE_EVENTS_DEFAULT: usize = 100;
+const PAGE_EVENTS_MAX: usize = 10_000;
+
+/// How to treat a request.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AppendQuery {
+    /// Accept the valid events of a request although others are not, and list the refused.
+    partial: bool,
+    /// Return the id of every event, not only the first.
+    ids: bool,
+}
+
+/// What was committed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Acknowledgement<'a> {
+    /// The ledger.
+    ledger: &'a str,
+    /// `committed`: flushed to disk by PostgreSQL.
+    ack: &'static str,
+    /// Index of the first event; the others follow without a gap.
+    first_index: u64,
+    /// Number of events committed.
+    count: usize,
+    /// Id of the first event; the others' ids count up by one.
+    first_id: Uuid,
+    /// The ids of all events, when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ids: Option<Vec<Uuid>>,
+    /// Refused events, at most 100 of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<RefusedEvent>,
+    /// How many events were refused.
+    #[serde(skip_serializing_if = "is_zero")]
+    refused_count: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// Appends events and replies when they are durable.
+///
+/// A JSON object, an array of objects, or NDJSON (`application/x-ndjson`), plain or with `Content-Encoding` gzip or zstd.
+/// Each event needs a `type` (text) and a `timestamp` (RFC 3339, or Unix time in s, ms, us or ns). All events of a request are
+/// committed together or not at all. 429 and 503 mean that nothing was stored, except for the problem `outcome-unknown`.
+#[utoipa::path(
+    post,
+    path = "/v1/ledger/events",
+    params(AppendQuery),
+    request_body(content = Object, content_type = "application/json"),
+    responses(
+        (status = 201, description = "The events are committed", body = Acknowledgement),
+        (status = 400, description = "Nothing was stored: the request or an event is not valid", body = Problem),
+        (status = 413, description = "Nothing was stored: too large", body = Problem),
+        (status = 415, description = "Nothing was stored: another content type is needed", body = Problem),
+        (status = 429, description = "Nothing was stored: slow down", body = Problem),
+        (status = 503, description = "Nothing was stored, unless the type is outcome-unknown", body = Problem),
+    )
+)]
+pub(crate) async fn append(
+    State(app): State<App>,
+    query: Result<Query<AppendQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Error> {
+    let Query(AppendQuery { partial, ids }) = query.map_err(bad_query)?;
+    let format = format_of(&headers)?;
+    let received = body::receive(&headers, body, &app.budget).await?;
+    let on_bad = if partial { OnBadEvent::RefuseOne } else { OnBadEvent::RefuseAll };
+    let limits = Limits {
+        request_events_max: app.ledger.queue_config().queue_events_max,
+        event_bytes_max: EVENT_BYTES_MAX,
+    };
+    let parse = |bytes: Bytes| Submission::parse(bytes, format, &limits, on_bad);
+    let parsed = if received.bytes.len() > PARSE_INLINE_BYTES_MAX {
+        tokio::task::block_in_place(|| parse(received.bytes))
+    } else {
+        parse(received.bytes)
+    }?;
+    let Some(submission) = parsed.submission else { return Err(Error::all_refused(&parsed.refused)) };
+    let receipt = app.ledger.append(submission).await?;
+    drop(received.held);
+    let all_ids = || {
+        let first = receipt.first_id.as_u128();
+        (first..).take(receipt.count).map(Uuid::from_u128).collect()
+    };
+    let acknowledgement = Acknowledgement {
+        ledger: app.ledger.name(),
+        ack: "committed",
+        first_index: receipt.first_index,
+        count: receipt.count,
+        first_id: receipt.first_id,
+        ids: ids.then(all_ids),
+        refused: refused_events(&parsed.refused),
+        refused_count: parsed.refused.len(),
+    };
+    Ok((StatusCode::CREATED, json(&acknowledgement)).into_response())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn bad_query(rejection: QueryRejection) -> Error {
+    Error::new(Code::InvalidRequest, rejection.body_text())
+}
+
+/// A JSON body; the types serialised here cannot fail to.
+fn json<T: Serialize>(value: &T) -> impl IntoResponse + use<T> {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body)
+}
+
+fn format_of(headers: &HeaderMap) -> Result<Format, Error> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    match essence.to_ascii_lowercase().as_str() {
+        "application/json" => Ok(Format::Json),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Format::Ndjson),
+        _ => Err(Error::new(
+            Code::UnsupportedMediaType,
+            format!("Content-Type is {content_type:?}; send application/json or application/x-ndjson"),
+        )),
+    }
+}
+
+/// An event as stored.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct EventReply<'a> {
+    /// Its id.
+    id: Uuid,
+    /// Its index in the ledger.
+    index: u64,
+    /// Its `type`.
+    #[serde(rename = "type")]
+    kind: &'a str,
+    /// Its `timestamp` in UTC.
+    timestamp: String,
+    /// When it was committed.
+    received_at: String,
+    /// The event, byte for byte as received.
+    #[schema(value_type = Object)]
+    event: &'a RawValue,
+}
+
+impl<'a> EventReply<'a> {
+    fn new(stored: &'a StoredEvent) -> Result<Self, Error> {
+        let corrupt = || Error::new(Code::Corrupt, format!("event {} is not JSON any more", stored.id));
+        Ok(Self {
+            id: stored.id,
+            index: stored.index,
+            kind: &stored.kind,
+            timestamp: stored.time.to_string(),
+            received_at: stored.received_at.to_string(),
+            event: serde_json::from_slice(&stored.payload).map_err(|_not_json| corrupt())?,
+        })
+    }
+}
+
+/// Returns one event, checked against what was committed to.
+#[utoipa::path(
+    get,
+    path = "/v1/ledger/events/{id}",
+    params(("id" = Uuid, Path, description = "The event's id")),
+    responses(
+        (status = 200, description = "The event", body = EventReply),
+        (status = 400, description = "Not a UUID", body = Problem),
+        (status = 404, description = "No such event", body = Problem),
+        (status = 500, description = "The stored bytes were altered", body = Problem),
+        (status = 503, description = "The database is not available", body = Problem),
+    )
+)]
+pub(crate) async fn get_one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Error> {
+    let bad =
+        |error: uuid::Error| Error::new(Code::InvalidRequest, format!("{id:?} is not an event id: {error}"));
+    let uuid: Uuid = id.parse().map_err(bad)?;
+    match app.ledger.event(uuid).await? {
+        Some(event) => Ok(json(&EventReply::new(&event)?).into_response()),
+        None => Err(Error::new(Code::NotFound, format!("there is no event {uuid}"))),
+    }
+}
+
+/// Which events to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ListQuery {
+    /// Only events of this type.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    /// Event time at or after: RFC 3339 or Unix time.
+    from: Option<String>,
+    /// Event time before: RFC 3339 or Unix time.
+    to: Option<String>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Events on a page, 1 to 10,000; 100 unless given.
+    limit: Option<usize>,
+}
+
+/// One page of events.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ListReply<'a> {
+    /// The events in index order.
+    events: Vec<EventReply<'a>>,
+    /// Where the next page begins; null at the end. A page may be short, even empty, and still have a next one.
+    next_cursor: Option<String>,
+}
+
+/// Lists events in index order, filtered by type and event time.
+///
+/// With `Accept: application/x-ndjson` the reply is the events themselves, one per line as received, and the header
+/// `Certeus-Next-Cursor` takes the place of `next_cursor`.
+#[utoipa::path(
+    get,
+    path = "/v1/ledger/events",
+    params(ListQuery),
+    responses(
+        (status = 200, description = "A page of events", body = ListReply),
+        (status = 400, description = "A parameter is not valid", body = Problem),
+        (status = 503, description = "The database is not available", body = Problem),
+    )
+)]
+pub(crate) async fn list(
+    State(app): State<App>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let Query(ListQuery { kind, from, to, cursor, limit }) = query.map_err(bad_query)?;
+    let limit = limit.unwrap_or(PAGE_EVENTS_DEFAULT);
+    if !(1..=PAGE_EVENTS_MAX).contains(&limit) {
+        return Err(Error::new(
+            Code::InvalidRequest,
+            format!("`limit` is {limit}, and must be 1 to {PAGE_EVENTS_MAX}"),
+        ));
+    }
+    let bad_cursor = || Error::new(Code::InvalidRequest, "`cursor` is not one that a page before gave");
+    let filter = Filter {
+        kind,
+        from: time("from", from)?,
+        to: time("to", to)?,
+        first_index: cursor.map_or(Ok(0), |cursor| cursor.parse().map_err(|_not_a_number| bad_cursor()))?,
+        limit,
+    };
+    let page = app.ledger.events(&filter).await?;
+    let next_cursor = page.next_index.map(|index| index.to_string());
+    let lines = headers
+        .get(header::ACCEPT)
+        .is_some_and(|accept| accept.as_bytes().starts_with(b"application/x-ndjson"));
+    if lines {
+        return Ok(ndjson(&page.events, next_cursor));
+    }
+    let events = page.events.iter().map(EventReply::new).collect::<Result<_, Error>>()?;
+    Ok(json(&ListReply { events, next_cursor }).into_response())
+}
+
+fn ndjson(events: &[StoredEvent], next_cursor: Option<String>) -> Response {
+    let mut body = Vec::with_capacity(events.iter().map(|event| event.payload.len() + 1).sum());
+    for event in events {
+        // A line feed in JSON can only be white space between tokens; as a space it keeps the event on its line.
+        body.extend(event.payload.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+        body.push(b'\n');
+    }
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    if let Some(cursor) = next_cursor.and_then(|cursor| HeaderValue::from_str(&cursor).ok()) {
+        headers.insert("certeus-next-cursor", cursor);
+    }
+    response
+}
+
+fn time(name: &str, text: Option<String>) -> Result<Option<Timestamp>, Error> {
+    let Some(text) = text else { return Ok(None) };
+    let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let parsed = if numeric { Timestamp::from_number(&text) } else { Timestamp::from_rfc3339(&text) };
+    parsed.map(Some).map_err(|error| Error::new(Code::InvalidRequest, format!("`{name}` {error}")))
+}

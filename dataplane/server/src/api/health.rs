@@ -1,0 +1,166 @@
+//! Health: is it alive, should it get traffic, and what is wrong. Open to all, so it tells no secrets and no addresses.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use certeus_ledger::Availability;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::App;
+use crate::lifecycle::Phase;
+
+/// The pod's state in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// Takes events.
+    Healthy,
+    /// The database has not been reached yet.
+    Starting,
+    /// The database is away.
+    Unavailable,
+    /// Shutting down.
+    Draining,
+}
+
+/// The reply of the short health routes.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct HealthReply {
+    /// The pod's state.
+    status: Status,
+}
+
+/// A part of the pod and its state.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Component {
+    /// Its name.
+    name: &'static str,
+    /// Whether it works.
+    healthy: bool,
+    /// What there is to say.
+    message: String,
+}
+
+/// The reply of `/health/detailed`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DetailedReply {
+    /// The pod's state.
+    status: Status,
+    /// The version of the software.
+    version: &'static str,
+    /// Seconds since start.
+    uptime_seconds: u64,
+    /// Each part.
+    components: Vec<Component>,
+}
+
+/// The reply of `/health/system`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SystemReply {
+    /// Cores that the process may use.
+    cores: usize,
+    /// Cores used lately.
+    cpu_utilization: f64,
+    /// CPU time used since start.
+    cpu_seconds: f64,
+    /// Resident memory in MiB.
+    memory_usage_mb: f64,
+    /// Open API connections.
+    connections: usize,
+    /// Seconds since start.
+    uptime_seconds: u64,
+}
+
+pub(super) fn status(app: &App) -> Status {
+    if app.lifecycle.phase() != Phase::Serving {
+        return Status::Draining;
+    }
+    match app.ledger.availability() {
+        Availability::Available => Status::Healthy,
+        Availability::Starting { .. } => Status::Starting,
+        Availability::Unavailable { .. } => Status::Unavailable,
+    }
+}
+
+fn code(status: Status) -> StatusCode {
+    if status == Status::Healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// The pod's state; 503 unless it takes events.
+#[utoipa::path(get, path = "/health", responses(
+    (status = 200, description = "Takes events", body = HealthReply),
+    (status = 503, description = "Does not take events now", body = HealthReply),
+))]
+pub(crate) async fn overview(State(app): State<App>) -> (StatusCode, Json<HealthReply>) {
+    let status = status(&app);
+    (code(status), Json(HealthReply { status }))
+}
+
+/// Whether the process works at all. Stays 200 while the database is away: a restart would not help.
+#[utoipa::path(get, path = "/health/live", responses((status = 200, description = "The process works", body = HealthReply)))]
+pub(crate) async fn live(State(app): State<App>) -> Json<HealthReply> {
+    Json(HealthReply { status: status(&app) })
+}
+
+/// Whether the pod should get traffic.
+#[utoipa::path(get, path = "/health/ready", responses(
+    (status = 200, description = "Send traffic", body = HealthReply),
+    (status = 503, description = "Send traffic elsewhere", body = HealthReply),
+))]
+pub(crate) async fn ready(state: State<App>) -> (StatusCode, Json<HealthReply>) {
+    overview(state).await
+}
+
+/// The state of each part.
+#[utoipa::path(get, path = "/health/detailed", responses(
+    (status = 200, description = "Takes events", body = DetailedReply),
+    (status = 503, description = "Does not take events now", body = DetailedReply),
+))]
+pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<DetailedReply>) {
+    let status = status(&app);
+    let depth = app.ledger.depth();
+    let bounds = app.ledger.queue_config();
+    let available = app.ledger.availability();
+    let database = match &available {
+        Availability::Available => "takes commits",
+        Availability::Starting { .. } => "has not been reached yet",
+        Availability::Unavailable { .. } => "is not available; see the pod's log or /v1/ledger/diagnostics",
+    };
+    let components = vec![
+        Component {
+            name: "database",
+            healthy: available == Availability::Available,
+            message: database.to_owned(),
+        },
+        Component {
+            name: "queue",
+            healthy: depth.events < bounds.queue_events_max && depth.bytes < bounds.queue_bytes_max,
+            message: format!("{} of {} events wait", depth.events, bounds.queue_events_max),
+        },
+    ];
+    let uptime_seconds = app.process.uptime().as_secs();
+    (
+        code(status),
+        Json(DetailedReply { status, version: env!("CARGO_PKG_VERSION"), uptime_seconds, components }),
+    )
+}
+
+/// What the process uses of the machine.
+#[utoipa::path(get, path = "/health/system", responses((status = 200, description = "Use of the machine", body = SystemReply)))]
+pub(crate) async fn system(State(app): State<App>) -> Json<SystemReply> {
+    let usage = app.process.update();
+    Json(SystemReply {
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        cpu_utilization: app.process.cpu_share(),
+        cpu_seconds: usage.cpu.as_secs_f64(),
+        memory_usage_mb: mebibytes(usage.resident_bytes),
+        connections: app.lifecycle.connections(),
+        uptime_seconds: app.process.uptime().as_secs(),
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "memory sizes are far below 2^52 bytes")]
+pub(super) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

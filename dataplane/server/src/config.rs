@@ -1,0 +1,401 @@
+//! The pod's configuration: a YAML file, overridden by environment variables, resolved once into checked values.
+//!
+//! Owns every key, its default and its bounds. Never reads anything after start. A value that cannot work is refused with its
+//! path and what would be valid. Secrets come from the environment only and are never printed.
+
+mod values;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tracing_subscriber::filter::LevelFilter;
+
+use values::{Bytes, Millis};
+
+/// Connections that the pool must have beside the writers': one read and the health check.
+const READ_CONNECTIONS_MIN: usize = 2;
+
+/// Why the configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not YAML.
+    #[error("{}: not valid YAML: {reason}", path.display())]
+    Yaml {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// A key is unknown, or a value has the wrong type or is out of bounds.
+    #[error("{origin}: {reason}")]
+    Value {
+        /// The key's path, or the variable's name.
+        origin: String,
+        /// What is wrong and what would be valid.
+        reason: String,
+    },
+}
+
+fn invalid(origin: impl Into<String>, reason: impl Into<String>) -> Error {
+    Error::Value { origin: origin.into(), reason: reason.into() }
+}
+
+/// The file as written; every key is optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct File {
+    api: ListenSection,
+    admin: ListenSection,
+    database: DatabaseSection,
+    ledger: LedgerSection,
+    log: LogSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ListenSection {
+    listen: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DatabaseSection {
+    pool_size: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LedgerSection {
+    batch_size: Option<usize>,
+    batch_timeout: Option<Millis>,
+    queue_events: Option<usize>,
+    queue_bytes: Option<Bytes>,
+    writers: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LogSection {
+    level: Option<String>,
+}
+
+/// Where a server takes connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listen {
+    /// A socket of its own.
+    Address(SocketAddr),
+    /// File descriptor 0 is a listening socket that the parent process shares among its pods.
+    Inherited,
+}
+
+impl FromStr for Listen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "fd:0" {
+            return Ok(Self::Inherited);
+        }
+        text.parse()
+            .map(Self::Address)
+            .map_err(|_| "must be an address and port such as 127.0.0.1:8000, or fd:0")
+    }
+}
+
+/// A secret; its value never shows in debug output.
+#[derive(Clone)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// The value.
+    #[must_use]
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Where the API listens. Default: 127.0.0.1:8000.
+    pub(crate) api: Listen,
+    /// Where metrics, health and drain listen. Default: 127.0.0.1:9090.
+    pub(crate) admin: SocketAddr,
+    /// PostgreSQL's URL, from `CERTEUS_DB_URL`.
+    pub(crate) database_url: Secret,
+    /// Connections of this pod to PostgreSQL, writers' included. Default: 8.
+    pub(crate) pool_size: usize,
+    /// A batch takes no further request once it has this many events. Default: 10,000.
+    pub(crate) batch_events: usize,
+    /// Longest wait of a request for its batch to fill. Default: 100 ms.
+    pub(crate) batch_timeout: Duration,
+    /// Events that may wait. Default: 100,000.
+    pub(crate) queue_events: usize,
+    /// Bytes that may wait. Default: 64 MiB.
+    pub(crate) queue_bytes: usize,
+    /// Commits under way at the same time. Default: 2.
+    pub(crate) writers: usize,
+    /// Log level. Default: info.
+    pub(crate) log_level: LevelFilter,
+    /// The key that callers must show, from `CERTEUS_API_KEY`. Without it only loopback addresses are served.
+    pub(crate) api_key: Option<Secret>,
+}
+
+impl Config {
+    /// Reads the file, if there is one, and the environment.
+    ///
+    /// # Errors
+    /// When something cannot be used.
+    pub(crate) fn load(
+        path: Option<&Path>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        let file = path.map(read).transpose()?.unwrap_or_default();
+        resolve(file, variable)
+    }
+}
+
+fn read(path: &Path) -> Result<File, Error> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<File, Error> {
+    let yaml = |error: serde_saphyr::Error| Error::Yaml { path: path.to_owned(), reason: error.to_string() };
+    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(yaml)?;
+    if value.is_null() {
+        return Ok(File::default());
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let key = error.path().to_string();
+        let key = if key == "." { path.display().to_string() } else { format!("{}: {key}", path.display()) };
+        invalid(key, error.into_inner().to_string())
+    })
+}
+
+/// Takes a number from the environment or the file, and checks its bounds.
+fn number(
+    key: &str,
+    value: Option<usize>,
+    default: usize,
+    bounds: std::ops::RangeInclusive<usize>,
+) -> Result<usize, Error> {
+    let value = value.unwrap_or(default);
+    if bounds.contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(key, format!("is {value}, and must be from {} to {}", bounds.start(), bounds.end())))
+}
+
+fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
+    let File { api, admin, database, ledger, log } = file;
+    let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
+    if variable("CERTEUS_ENCRYPTION_KEY").is_some() {
+        // Taking the key and storing plain text would be the worst answer.
+        return Err(invalid(
+            "CERTEUS_ENCRYPTION_KEY",
+            "field encryption is not available in this version: unset it",
+        ));
+    }
+    let api_key = variable("CERTEUS_API_KEY").map(Secret);
+    if api_key.as_ref().is_some_and(|key| key.expose().len() < 16) {
+        return Err(invalid("CERTEUS_API_KEY", "must have at least 16 characters"));
+    }
+    let database_url = variable("CERTEUS_DB_URL").map(Secret).ok_or_else(|| {
+        invalid(
+            "CERTEUS_DB_URL",
+            "is required: a PostgreSQL URL such as postgres://user:password@host:5432/database",
+        )
+    })?;
+
+    let listen = variable("CERTEUS_API_LISTEN").map(|value| ("CERTEUS_API_LISTEN", value));
+    let api = address(listen, "api.listen", api.listen, Listen::Address(loopback(8000)))?;
+    let listen = variable("CERTEUS_ADMIN_LISTEN").map(|value| ("CERTEUS_ADMIN_LISTEN", value));
+    let mut admin: SocketAddr = address(listen, "admin.listen", admin.listen, loopback(9090))?;
+    if let Some(port) = variable("CERTEUS_METRICS_PORT") {
+        admin.set_port(parsed("CERTEUS_METRICS_PORT", &port, "a port from 1 to 65535")?);
+    }
+    let writers = number("ledger.writers", writers, 2, 1..=64)?;
+    let (pool_key, pool_size) = match variable("CERTEUS_POOL_SIZE") {
+        Some(size) => ("CERTEUS_POOL_SIZE", Some(parsed("CERTEUS_POOL_SIZE", &size, "a number")?)),
+        None => ("database.poolSize", database.pool_size),
+    };
+    let level = match variable("CERTEUS_LOG_LEVEL") {
+        Some(level) => ("CERTEUS_LOG_LEVEL", level),
+        None => ("log.level", log.level.unwrap_or_else(|| "info".to_owned())),
+    };
+    let config = Config {
+        api,
+        admin,
+        database_url,
+        pool_size: number(
+            pool_key,
+            pool_size,
+            8.max(writers + READ_CONNECTIONS_MIN),
+            writers + READ_CONNECTIONS_MIN..=500,
+        )?,
+        batch_events: number("ledger.batchSize", batch_size, 10_000, 1..=1_000_000)?,
+        batch_timeout: batch_timeout.map_or(Duration::from_millis(100), |timeout| timeout.0),
+        queue_events: number("ledger.queueEvents", queue_events, 100_000, 1..=10_000_000)?,
+        queue_bytes: number(
+            "ledger.queueBytes",
+            queue_bytes.map(|bytes| bytes.0),
+            64 << 20,
+            1 << 20..=16 << 30,
+        )?,
+        writers,
+        log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
+        api_key,
+    };
+    if config.batch_timeout > Duration::from_secs(5) {
+        return Err(invalid("ledger.batchTimeout", "must be at most 5s"));
+    }
+    check_exposure(&config)?;
+    Ok(config)
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (IpAddr::from(Ipv4Addr::LOCALHOST), port).into()
+}
+
+fn parsed<T: FromStr>(key: &str, text: &str, valid: &str) -> Result<T, Error> {
+    // The parser's own words would not say more than what is valid.
+    text.parse().map_err(|_| invalid(key, format!("is {text:?}, and must be {valid}")))
+}
+
+/// An address from the environment, else from the file, else the default.
+fn address<T: FromStr>(
+    variable: Option<(&str, String)>,
+    key: &str,
+    value: Option<String>,
+    default: T,
+) -> Result<T, Error> {
+    match variable.or_else(|| value.map(|value| (key, value))) {
+        Some((key, text)) => parsed(key, &text, "an address and port such as 127.0.0.1:8000"),
+        None => Ok(default),
+    }
+}
+
+/// Without a key nothing beyond this machine may reach the pod.
+fn check_exposure(config: &Config) -> Result<(), Error> {
+    let Config { api, admin, api_key, .. } = config;
+    let exposed = |address: &SocketAddr| api_key.is_none() && !address.ip().is_loopback();
+    let reason = "without CERTEUS_API_KEY only loopback addresses such as 127.0.0.1 may be served";
+    match api {
+        Listen::Address(address) if exposed(address) => {
+            Err(invalid("api.listen", format!("is {address}: {reason}")))
+        }
+        // An inherited socket is checked when it is taken over.
+        Listen::Address(_) | Listen::Inherited if exposed(admin) => {
+            Err(invalid("admin.listen", format!("is {admin}: {reason}")))
+        }
+        Listen::Address(_) | Listen::Inherited => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: (&str, &str) = ("CERTEUS_DB_URL", "postgres://u:hush@localhost/db");
+
+    fn load(yaml: &str, variables: &[(&str, &str)]) -> Result<Config, Error> {
+        let file = parse(yaml, Path::new("c.yaml"))?;
+        resolve(file, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    fn refusal(yaml: &str, variables: &[(&str, &str)]) -> String {
+        load(yaml, variables).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_documented_defaults() {
+        let config = load("", &[URL]).unwrap();
+        assert_eq!(config.api, Listen::Address("127.0.0.1:8000".parse().unwrap()));
+        assert_eq!(config.admin, "127.0.0.1:9090".parse().unwrap());
+        assert_eq!(
+            (config.batch_events, config.queue_events, config.queue_bytes),
+            (10_000, 100_000, 64 << 20)
+        );
+        assert_eq!(
+            (config.batch_timeout, config.writers, config.pool_size),
+            (Duration::from_millis(100), 2, 8)
+        );
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let yaml = "api: {listen: '127.0.0.1:1'}\nadmin: {listen: '127.0.0.1:2'}\ndatabase: {poolSize: 9}\n\
+                    ledger: {batchTimeout: 1s, queueBytes: 2Mi}\nlog: {level: warn}";
+        let file_only = load(yaml, &[URL]).unwrap();
+        assert_eq!((file_only.pool_size, file_only.queue_bytes), (9, 2 << 20));
+        assert_eq!(
+            (file_only.batch_timeout, file_only.log_level),
+            (Duration::from_secs(1), LevelFilter::WARN)
+        );
+        let variables = [
+            URL,
+            ("CERTEUS_API_LISTEN", "fd:0"),
+            ("CERTEUS_METRICS_PORT", "9191"),
+            ("CERTEUS_POOL_SIZE", "12"),
+            ("CERTEUS_LOG_LEVEL", "debug"),
+        ];
+        let config = load(yaml, &variables).unwrap();
+        assert_eq!((config.api, config.admin.port(), config.pool_size), (Listen::Inherited, 9191, 12));
+        assert_eq!(config.log_level, LevelFilter::DEBUG);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_path() {
+        for (yaml, expected) in [
+            ("ledger: {batchSiz: 1}", "c.yaml: ledger.batchSiz: unknown field"),
+            ("ledger: {batchSize: many}", "c.yaml: ledger.batchSize: invalid type"),
+            ("ledger: {batchTimeout: 5 minutes}", "c.yaml: ledger.batchTimeout: "),
+            ("ledger: {queueBytes: 64MB}", "c.yaml: ledger.queueBytes: "),
+            ("ledger: {batchSize: 0}", "ledger.batchSize: is 0, and must be from 1 to 1000000"),
+            ("ledger: {batchTimeout: 1m}", "ledger.batchTimeout: must be at most 5s"),
+            ("database: {poolSize: 2}", "database.poolSize: is 2, and must be from 4 to 500"),
+            ("api: {listen: nowhere}", "api.listen: is \"nowhere\", and must be an address"),
+            ("log: {level: loud}", "log.level: is \"loud\", and must be one of off,"),
+            ("x: [", "c.yaml: not valid YAML"),
+            ("[1]", "c.yaml: "),
+        ] {
+            let found = refusal(yaml, &[URL]);
+            assert!(found.starts_with(expected), "{yaml}: {found}");
+        }
+        assert!(refusal("", &[]).starts_with("CERTEUS_DB_URL: is required"));
+        assert!(refusal("", &[URL, ("CERTEUS_API_KEY", "")]).starts_with("CERTEUS_API_KEY: must have"));
+        assert!(refusal("", &[URL, ("CERTEUS_ENCRYPTION_KEY", "x")]).contains("not available"));
+        assert!(refusal("", &[URL, ("CERTEUS_METRICS_PORT", "99999")]).starts_with("CERTEUS_METRICS_PORT"));
+    }
+
+    #[test]
+    fn without_a_key_only_loopback_is_served() {
+        let everywhere = "api: {listen: '0.0.0.0:8000'}";
+        assert!(refusal(everywhere, &[URL]).contains("without CERTEUS_API_KEY"));
+        assert!(refusal("admin: {listen: '0.0.0.0:9090'}", &[URL]).starts_with("admin.listen"));
+        let key = ("CERTEUS_API_KEY", "0123456789abcdef");
+        let config = load(everywhere, &[URL, key]).unwrap();
+        assert!(!format!("{config:?}").contains("hush") && !format!("{config:?}").contains(key.1));
+    }
+}

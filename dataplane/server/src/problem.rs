@@ -1,0 +1,250 @@
+//! Error replies: every one is `application/problem+json` (RFC 9457) with a stable `type`.
+//!
+//! Owns the codes and their HTTP status. Domain errors are turned into problems here and nowhere else; what a client reads
+//! names its own mistake, and internal causes go to the log.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use certeus_ledger::submission::{self, EventError, Refused};
+use certeus_ledger::{AppendError, Class, CommitError, ReadError, Refusal};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Every problem's `type` begins with this; the code follows.
+const TYPE_BASE: &str = "https://certeus.io/problems/";
+
+/// What can go wrong, as a client tells it apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The body or a parameter is wrong.
+    InvalidRequest,
+    /// One event of the request is wrong.
+    InvalidEvent,
+    /// Another content type or encoding is needed.
+    UnsupportedMediaType,
+    /// The request or an event is larger than allowed.
+    TooLarge,
+    /// The body did not arrive in time.
+    RequestTimeout,
+    /// The key is missing or wrong.
+    Unauthorized,
+    /// There is no such thing.
+    NotFound,
+    /// The path does not take this method.
+    MethodNotAllowed,
+    /// The queue is full.
+    Overloaded,
+    /// The database is away; nothing was stored.
+    Unavailable,
+    /// The pod is shutting down; nothing was stored.
+    Draining,
+    /// The events may or may not be stored.
+    OutcomeUnknown,
+    /// Stored bytes are not what was committed to.
+    Corrupt,
+    /// A defect.
+    Internal,
+}
+
+impl Code {
+    fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid-request",
+            Self::InvalidEvent => "invalid-event",
+            Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::TooLarge => "too-large",
+            Self::RequestTimeout => "request-timeout",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not-found",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::Draining => "draining",
+            Self::OutcomeUnknown => "outcome-unknown",
+            Self::Corrupt => "corrupt",
+            Self::Internal => "internal",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidRequest | Self::InvalidEvent => StatusCode::BAD_REQUEST,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unavailable | Self::Draining | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "The request cannot be understood",
+            Self::InvalidEvent => "An event of the request is not valid",
+            Self::UnsupportedMediaType => "The content type or encoding is not supported",
+            Self::TooLarge => "The request or an event in it is too large",
+            Self::RequestTimeout => "The request body did not arrive in time",
+            Self::Unauthorized => "A valid API key is required",
+            Self::NotFound => "Not found",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::Overloaded => "Too much is waiting already; nothing was stored",
+            Self::Unavailable => "The database is not available; nothing was stored",
+            Self::Draining => "This pod is shutting down; nothing was stored",
+            Self::OutcomeUnknown => "The outcome is unknown; the events may be stored",
+            Self::Corrupt => "Stored data does not match the log",
+            Self::Internal => "Internal error",
+        }
+    }
+
+    /// Seconds after which trying again makes sense.
+    fn retry_after(self) -> Option<&'static str> {
+        match self {
+            Self::Overloaded | Self::Unavailable | Self::Draining | Self::OutcomeUnknown => Some("1"),
+            Self::InvalidRequest
+            | Self::InvalidEvent
+            | Self::UnsupportedMediaType
+            | Self::TooLarge
+            | Self::RequestTimeout
+            | Self::Unauthorized
+            | Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::Corrupt
+            | Self::Internal => None,
+        }
+    }
+}
+
+/// The body of an error reply.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// Stable URI of the kind of problem.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The kind in words.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// This very case in words.
+    detail: String,
+    /// The events that were refused, at most 100 of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<RefusedEvent>,
+}
+
+/// An event that was refused.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RefusedEvent {
+    /// Position among the events of the request, from 0.
+    position: usize,
+    /// Byte offset in the uncompressed body.
+    offset: usize,
+    /// Why.
+    reason: String,
+}
+
+/// How many refused events a reply lists.
+const REFUSED_LISTED_MAX: usize = 100;
+
+/// The first refused events, for a reply.
+pub(crate) fn refused_events(refused: &[Refused]) -> Vec<RefusedEvent> {
+    let listed = refused.iter().take(REFUSED_LISTED_MAX);
+    listed
+        .map(|one| RefusedEvent { position: one.position, offset: one.offset, reason: one.error.to_string() })
+        .collect()
+}
+
+/// An error reply.
+#[derive(Debug)]
+pub(crate) struct Error {
+    code: Code,
+    detail: String,
+    refused: Vec<RefusedEvent>,
+}
+
+impl Error {
+    /// A problem of this kind, with words for this case.
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), refused: Vec::new() }
+    }
+
+    /// Every event of a request was refused.
+    pub(crate) fn all_refused(refused: &[Refused]) -> Self {
+        let detail = format!("each of the {} events was refused", refused.len());
+        Self { code: Code::InvalidEvent, detail, refused: refused_events(refused) }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let Self { code, detail, refused } = self;
+        let status = code.status();
+        let kind = format!("{TYPE_BASE}{}", code.name());
+        let problem = Problem { kind, title: code.title(), status: status.as_u16(), detail, refused };
+        // Nothing in a problem can fail to serialise.
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = code.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if code == Code::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<submission::Error> for Error {
+    fn from(error: submission::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            submission::Error::TooManyEvents(_) => Self::new(Code::TooLarge, detail),
+            submission::Error::Event(refused) => {
+                let code = match refused.error {
+                    EventError::TooLarge { .. } => Code::TooLarge,
+                    _ => Code::InvalidEvent,
+                };
+                Self { code, detail, refused: refused_events(&[refused]) }
+            }
+            submission::Error::NotUtf8(_) | submission::Error::Empty | submission::Error::Syntax(_) => {
+                Self::new(Code::InvalidRequest, detail)
+            }
+        }
+    }
+}
+
+impl From<AppendError> for Error {
+    fn from(error: AppendError) -> Self {
+        let code = match error {
+            AppendError::Refused(Refusal::Full) => Code::Overloaded,
+            AppendError::Refused(Refusal::TooLarge) => Code::TooLarge,
+            AppendError::Refused(Refusal::Closed) => Code::Draining,
+            AppendError::Unavailable | AppendError::Commit(CommitError::Unavailable) => Code::Unavailable,
+            AppendError::Commit(CommitError::OutcomeUnknown) => Code::OutcomeUnknown,
+            AppendError::Commit(CommitError::Rejected) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        let class = error.class();
+        match class {
+            Class::Corrupt => {
+                tracing::error!(reason = %error, "stored data does not match the log");
+                Self::new(Code::Corrupt, error.to_string())
+            }
+            Class::Invalid | Class::Overloaded | Class::Unavailable | Class::OutcomeUnknown | Class::Bug => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(reason = %error, source, "a read failed");
+                Self::new(Code::Unavailable, "the database is not available")
+            }
+        }
+    }
+}

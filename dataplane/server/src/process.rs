@@ -1,0 +1,110 @@
+//! The pod's own use of the machine: CPU, memory, start time.
+//!
+//! Owns reading `/proc/self`. Labels none, allocates little, never fails: what cannot be read stays at its last value.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use prometheus::{Counter, Gauge, IntGauge, Registry};
+
+/// One reading.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// CPU time used since start.
+    pub(crate) cpu: Duration,
+    /// Resident memory in bytes.
+    pub(crate) resident_bytes: u64,
+}
+
+/// Reads the process's use of CPU and memory.
+#[must_use]
+pub(crate) fn usage() -> Option<Usage> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The command name, in parentheses, may hold anything; fields are counted after it (proc(5): 14 is utime).
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    let pages: u64 = fields.get(21)?.parse().ok()?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Usage {
+        cpu: Duration::from_nanos(ticks * (1_000_000_000 / per_second)),
+        resident_bytes: pages * rustix::param::page_size() as u64,
+    })
+}
+
+/// The process metrics, and the CPU share since the reading before.
+#[derive(Debug)]
+pub(crate) struct Process {
+    cpu_seconds: Counter,
+    resident: IntGauge,
+    started: Instant,
+    last: Mutex<(Instant, Duration, f64)>,
+}
+
+impl Process {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let cpu_seconds =
+            Counter::new("certeus_process_cpu_seconds_total", "CPU time used by this process.")?;
+        let resident =
+            IntGauge::new("certeus_process_resident_memory_bytes", "Resident memory of this process.")?;
+        let start =
+            Gauge::new("certeus_process_start_time_seconds", "Start of this process since the Unix epoch.")?;
+        registry.register(Box::new(cpu_seconds.clone()))?;
+        registry.register(Box::new(resident.clone()))?;
+        registry.register(Box::new(start.clone()))?;
+        start.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        let now = Instant::now();
+        Ok(Self { cpu_seconds, resident, started: now, last: Mutex::new((now, Duration::ZERO, 0.0)) })
+    }
+
+    /// Brings the metrics up to date.
+    pub(crate) fn update(&self) -> Usage {
+        let Some(usage) = usage() else { return Usage::default() };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, cpu_before, _) = *last;
+        let cpu = usage.cpu.saturating_sub(cpu_before);
+        self.cpu_seconds.inc_by(cpu.as_secs_f64());
+        self.resident.set(i64::try_from(usage.resident_bytes).unwrap_or(i64::MAX));
+        let now = Instant::now();
+        let share = cpu.as_secs_f64() / now.duration_since(since).as_secs_f64().max(1e-3);
+        *last = (now, usage.cpu, share);
+        usage
+    }
+
+    /// Cores used on average between the last two updates.
+    pub(crate) fn cpu_share(&self) -> f64 {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).2
+    }
+
+    /// Time since start.
+    #[must_use]
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_move_with_use() {
+        let before = usage().unwrap();
+        assert!(before.resident_bytes > 100_000);
+        let mut sum = 0_u64;
+        while usage().unwrap().cpu <= before.cpu {
+            sum = (0..1_000_000_u64).fold(sum, |sum, n| std::hint::black_box(sum.wrapping_add(n * n)));
+        }
+        let registry = Registry::new();
+        let process = Process::register(&registry).unwrap();
+        let counted = process.update().cpu.as_secs_f64();
+        process.update();
+        let families = registry.gather();
+        let cpu =
+            families.iter().find(|family| family.name() == "certeus_process_cpu_seconds_total").unwrap();
+        assert!(cpu.get_metric()[0].get_counter().get_value() >= counted);
+    }
+}
