@@ -14,7 +14,6 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
 /// The ledger's word that events are committed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub(crate) struct Receipt {
     pub(crate) first_index: u64,
     pub(crate) count: u64,
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     const RECEIPT: &[u8] =
-        br#"{"ledger":"default","ack":"committed","firstIndex":12,"count":3,"firstId":"0190-x"}"#;
+        br#"{"ledger":"default","ack":"committed","first_index":12,"count":3,"first_id":"0190-x"}"#;
     const OVERLOADED: &[u8] =
         br#"{"type":"https://certeus.io/problems/overloaded","title":"Full","status":503}"#;
     const UNKNOWN: &[u8] = br#"{"type":"https://certeus.io/problems/outcome-unknown","status":503}"#;

@@ -145,7 +145,7 @@ impl Ledger {
         let (first_index, count) = (seen.committed.len(), lines.len());
         seen.committed.extend(lines);
         let receipt = format!(
-            r#"{{"ledger":"default","ack":"committed","firstIndex":{first_index},"count":{count},"firstId":"id-{first_index}"}}"#
+            r#"{{"ledger":"default","ack":"committed","first_index":{first_index},"count":{count},"first_id":"id-{first_index}"}}"#
         );
         let mut response = Response::new(Full::new(Bytes::from(receipt)));
         *response.status_mut() = hyper::StatusCode::CREATED;
