@@ -48,7 +48,7 @@ pub(crate) async fn drain_state(State(app): State<App>) -> Json<DrainReply> {
 
 /// All metrics in Prometheus' text format.
 pub(crate) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Error> {
-    app.ledger.depth();
+    let _gauges_are_now_current = app.ledger.depth();
     app.process.update();
     app.draining.set(i64::from(app.lifecycle.phase() != Phase::Serving));
     let encoder = TextEncoder::new();
