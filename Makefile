@@ -1,0 +1,44 @@
+# Every target sets up what it needs by itself; see scripts/setup.sh.
+export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo up down test bench lint fmt clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: ## Build everything, optimised
+	@scripts/setup.sh rust
+	cargo build --release --workspace
+
+demo: ## Load a ledger on this machine, watch it scale out and in, count every event
+	@scripts/setup.sh rust postgres
+	@scripts/demo.sh
+
+up: build ## Run config/samples on this machine until Ctrl-C
+	@scripts/setup.sh postgres
+	@cargo run --quiet --release -p certeus-operator -- local -f config/samples
+
+down: ## Stop what `make up` runs and clean up what a killed one left
+	@scripts/setup.sh rust
+	@cargo run --quiet --release -p certeus-operator -- down
+
+test: ## Run all tests
+	@scripts/setup.sh rust postgres
+	cargo test --workspace
+
+bench: build ## Print the benchmark figures; BENCH_ARGS=--quick for a short run
+	@scripts/setup.sh postgres
+	@cargo run --quiet --release -p certeus-bench -- $(BENCH_ARGS)
+
+lint: ## Check format, lints, dependencies and shell scripts
+	@scripts/setup.sh rust deny
+	@scripts/lint.sh
+
+fmt: ## Format the code
+	@scripts/setup.sh rust
+	cargo fmt --all
+
+clean: ## Remove what was built
+	@scripts/setup.sh rust
+	cargo clean

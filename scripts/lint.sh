@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Checks format, lints, dependencies and shell scripts. Needs the network only to refresh the list of advisories.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.tools/bin:$HOME/.cargo/bin:$PATH"
+
+step() {
+    echo "lint: $*"
+    "$@"
+}
+
+# A known weakness in a dependency fails; a database that cannot be had does not.
+check_advisories() {
+    local cached=("${CARGO_HOME:-$HOME/.cargo}"/advisory-dbs/advisory-db-*/)
+    if timeout 120 cargo deny --log-level off fetch db >/dev/null 2>&1; then
+        step cargo deny check advisories
+    elif [ -d "${cached[0]}" ]; then
+        echo "lint: the advisory database cannot be fetched; using the copy of $(date -r "${cached[0]}" +%F)"
+        step cargo deny --offline check advisories
+    else
+        echo "lint: ADVISORIES NOT CHECKED: the database cannot be fetched and there is no copy of it"
+    fi
+}
+
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets -- -D warnings
+step cargo deny check bans licenses sources
+check_advisories
+if command -v shellcheck >/dev/null; then
+    step shellcheck scripts/*.sh .ci/run
+else
+    echo "lint: shellcheck is not installed: the shell scripts were not checked"
+fi

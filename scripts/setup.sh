@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Makes sure that what a make target needs is there; quick when it is. Run as
+#   scripts/setup.sh [rust] [postgres] [deny]
+# rust:     cargo and a C compiler
+# postgres: the server programs (postgres, initdb) and psql; installed with apt where that is possible
+# deny:     cargo-deny, installed below .tools when it is missing or too old
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The version that deny.toml is written for.
+readonly DENY_VERSION=0.20.2
+export PATH="$PWD/.tools/bin:$HOME/.cargo/bin:$PATH"
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+can_apt() {
+    command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; }
+}
+
+apt_updated=
+apt_install() {
+    if [ -z "$apt_updated" ]; then
+        as_root apt-get update -q
+        apt_updated=yes
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+}
+
+need_rust() {
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust from https://rustup.rs"
+    command -v cc >/dev/null && return
+    can_apt || fail "a C compiler is missing: install it, for example with 'apt-get install build-essential'"
+    echo "setup: installing a C compiler"
+    apt_install build-essential
+}
+
+has_postgres() {
+    local dir
+    command -v psql >/dev/null || return 1
+    # Debian keeps the server's programs out of PATH.
+    for dir in ${PATH//:/ } /usr/lib/postgresql/*/bin; do
+        if [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ]; then return 0; fi
+    done
+    return 1
+}
+
+need_postgres() {
+    has_postgres && return
+    can_apt || fail "PostgreSQL is missing: install it, for example with 'apt-get install postgresql'"
+    echo "setup: installing PostgreSQL"
+    # Debian's package would create a database cluster and start it; Certeus starts private servers only.
+    apt_install postgresql-common
+    local conf=/etc/postgresql-common/createcluster.conf
+    if [ -e "$conf" ]; then
+        as_root cp -p "$conf" "$conf.certeus-setup"
+        as_root sed -i '1i create_main_cluster = false' "$conf"
+    fi
+    local status=0
+    apt_install postgresql || status=$?
+    if [ -e "$conf.certeus-setup" ]; then as_root mv "$conf.certeus-setup" "$conf"; fi
+    [ "$status" -eq 0 ] || fail "apt-get could not install postgresql"
+    has_postgres || fail "postgresql is installed, but postgres and initdb are not in /usr/lib/postgresql/*/bin"
+}
+
+has_deny() {
+    local found
+    found=$(cargo-deny --version 2>/dev/null) || return 1
+    printf '%s\n' "$DENY_VERSION" "${found##* }" | sort -V -C
+}
+
+need_deny() {
+    has_deny && return
+    echo "setup: building cargo-deny $DENY_VERSION below .tools; this takes some minutes, once"
+    cargo install cargo-deny --locked --version "$DENY_VERSION" --root .tools
+}
+
+for need in "$@"; do
+    case $need in
+        rust | postgres | deny) "need_$need" ;;
+        *) fail "unknown need '$need'" ;;
+    esac
+done
