@@ -174,11 +174,16 @@ impl Submission {
     /// # Errors
     /// When the request is refused whole.
     pub fn parse(body: Bytes, format: Format, limits: &Limits, on_bad: OnBadEvent) -> Result<Parsed, Error> {
-        if let Err(error) = std::str::from_utf8(&body) {
-            return Err(Error::NotUtf8(error.valid_up_to()));
-        }
-        let mut parser =
-            Parser { body: &body, limits, on_bad, position: 0, events: Vec::new(), refused: Vec::new() };
+        let text = std::str::from_utf8(&body).map_err(|error| Error::NotUtf8(error.valid_up_to()))?;
+        let mut parser = Parser {
+            text,
+            body: &body,
+            limits,
+            on_bad,
+            position: 0,
+            events: Vec::new(),
+            refused: Vec::new(),
+        };
         match format {
             Format::Json => parser.json()?,
             Format::Ndjson => parser.ndjson()?,
@@ -224,6 +229,8 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 struct Parser<'a> {
+    /// The body, as text and as bytes.
+    text: &'a str,
     body: &'a [u8],
     limits: &'a Limits,
     on_bad: OnBadEvent,
@@ -390,7 +397,7 @@ impl<'a> Parser<'a> {
             Some(b'-' | b'0'..=b'9') => {
                 let start = scanner.offset();
                 scanner.value()?;
-                Ok(Timestamp::from_number(text(&self.body[start..scanner.offset()]))?)
+                Ok(Timestamp::from_number(&self.text[start..scanner.offset()])?)
             }
             _ => Err(EventError::TimestampKind),
         }
@@ -402,7 +409,7 @@ impl<'a> Parser<'a> {
             // The quotes stand right before and after.
             serde_json::from_slice(&self.body[raw.start - 1..=raw.end]).ok().map(Cow::Owned)
         } else {
-            Some(Cow::Borrowed(text(&self.body[raw.start..raw.end])))
+            Some(Cow::Borrowed(&self.text[raw.start..raw.end]))
         }
     }
 }
