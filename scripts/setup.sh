@@ -27,7 +27,7 @@ can_apt() {
 apt_updated=
 apt_install() {
     if [ -z "$apt_updated" ]; then
-        as_root apt-get update -q
+        as_root apt-get update -q || echo "setup: apt-get update failed; trying with the package lists there are"
         apt_updated=yes
     fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"

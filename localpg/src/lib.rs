@@ -190,6 +190,10 @@ impl LocalPg {
         if std::mem::replace(&mut self.stopped, true) {
             return Ok(());
         }
+        // Once its end was seen, its process id may belong to another process.
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return Ok(());
+        }
         let pid = Pid::from_child(&self.child);
         for (signal, timeout) in [(Signal::INT, STOP_TIMEOUT), (Signal::QUIT, Duration::from_secs(5))] {
             // An error means that the process is gone, which is what the wait below looks for.
@@ -329,7 +333,7 @@ fn stop_leftover(data: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let deadline = Instant::now() + STOP_TIMEOUT;
-    while test_kill_process(pid).is_ok() {
+    while test_kill_process(pid).is_ok() && !is_zombie(pid) {
         if Instant::now() > deadline {
             let log = data.with_file_name("postgresql.log");
             return Err(Error::Timeout { what: "stop", timeout: STOP_TIMEOUT, log });
@@ -337,6 +341,13 @@ fn stop_leftover(data: &Path) -> Result<(), Error> {
         std::thread::sleep(POLL_INTERVAL);
     }
     Ok(())
+}
+
+/// Whether a process has ended and only waits for its parent to notice.
+fn is_zombie(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    // The state follows the command name, which is in parentheses and may hold anything.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 fn as_os(bytes: &[u8]) -> &std::ffi::OsStr {

@@ -42,9 +42,10 @@ impl Owner {
 
 /// Ids of `user` in the text of `/etc/passwd`; never those of root.
 fn lookup(passwd: &str, user: &str) -> Option<(u32, u32)> {
-    let mut fields = passwd.lines().map(|line| line.split(':')).find_map(|mut fields| {
-        (fields.next() == Some(user)).then(|| fields.skip(1))
-    })?;
+    let mut fields = passwd
+        .lines()
+        .map(|line| line.split(':'))
+        .find_map(|mut fields| (fields.next() == Some(user)).then(|| fields.skip(1)))?;
     let ids = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     (ids.0 != 0).then_some(ids)
 }

@@ -180,7 +180,7 @@ async fn killed_connections_neither_lose_nor_double_what_is_acknowledged() {
     let mut killed = 0;
     let mut results = Vec::new();
     while !appends.is_empty() {
-        if killed < 400 {
+        if killed < 150 {
             killed += client.query_one(kill, &[]).await.unwrap().get::<_, i64>(0);
         }
         // A pause, unless a worker ends in it.

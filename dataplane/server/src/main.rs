@@ -75,6 +75,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
+        // A log line that cannot be written (the disk may be full) must not take the pod with it.
+        .log_internal_errors(false)
         .with_current_span(false)
         .with_max_level(config.log_level)
         .with_writer(std::io::stderr)

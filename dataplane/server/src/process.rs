@@ -1,6 +1,6 @@
 //! The pod's own use of the machine: CPU, memory, start time.
 //!
-//! Owns reading `/proc/self`. Labels none, allocates little, never fails: what cannot be read stays at its last value.
+//! Owns reading `/proc/self`. What cannot be read is reported as such: a counter that stands still would look like an idle pod.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use prometheus::{Counter, Gauge, IntGauge, Registry};
 
 /// One reading.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
     /// CPU time used since start.
     pub(crate) cpu: Duration,
@@ -60,9 +60,9 @@ impl Process {
         Ok(Self { cpu_seconds, resident, started: now, last: Mutex::new((now, Duration::ZERO, 0.0)) })
     }
 
-    /// Brings the metrics up to date.
-    pub(crate) fn update(&self) -> Usage {
-        let Some(usage) = usage() else { return Usage::default() };
+    /// Brings the metrics up to date; `None` when the operating system does not tell.
+    pub(crate) fn update(&self) -> Option<Usage> {
+        let usage = usage()?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, cpu_before, _) = *last;
         let cpu = usage.cpu.saturating_sub(cpu_before);
@@ -71,7 +71,7 @@ impl Process {
         let now = Instant::now();
         let share = cpu.as_secs_f64() / now.duration_since(since).as_secs_f64().max(1e-3);
         *last = (now, usage.cpu, share);
-        usage
+        Some(usage)
     }
 
     /// Cores used on average between the last two updates.
@@ -100,7 +100,7 @@ mod tests {
         }
         let registry = Registry::new();
         let process = Process::register(&registry).unwrap();
-        let counted = process.update().cpu.as_secs_f64();
+        let counted = process.update().unwrap().cpu.as_secs_f64();
         process.update();
         let families = registry.gather();
         let cpu =

@@ -49,7 +49,8 @@ pub(crate) async fn drain_state(State(app): State<App>) -> Json<DrainReply> {
 /// All metrics in Prometheus' text format.
 pub(crate) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Error> {
     let _gauges_are_now_current = app.ledger.depth();
-    app.process.update();
+    let unknown = || Error::new(Code::Internal, "the process's use of CPU and memory cannot be read");
+    app.process.update().ok_or_else(unknown)?;
     app.draining.set(i64::from(app.lifecycle.phase() != Phase::Serving));
     let encoder = TextEncoder::new();
     let mut text = Vec::new();

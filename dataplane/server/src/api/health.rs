@@ -63,9 +63,9 @@ pub(crate) struct SystemReply {
     /// Cores used lately.
     cpu_utilization: f64,
     /// CPU time used since start.
-    cpu_seconds: f64,
+    cpu_seconds: Option<f64>,
     /// Resident memory in MiB.
-    memory_usage_mb: f64,
+    memory_usage_mb: Option<f64>,
     /// Open API connections.
     connections: usize,
     /// Seconds since start.
@@ -153,8 +153,8 @@ pub(crate) async fn system(State(app): State<App>) -> Json<SystemReply> {
     Json(SystemReply {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         cpu_utilization: app.process.cpu_share(),
-        cpu_seconds: usage.cpu.as_secs_f64(),
-        memory_usage_mb: mebibytes(usage.resident_bytes),
+        cpu_seconds: usage.map(|usage| usage.cpu.as_secs_f64()),
+        memory_usage_mb: usage.map(|usage| mebibytes(usage.resident_bytes)),
         connections: app.lifecycle.connections(),
         uptime_seconds: app.process.uptime().as_secs(),
     })

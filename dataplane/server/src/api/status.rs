@@ -39,7 +39,7 @@ pub(crate) struct MetricsReply {
     /// Events being committed.
     in_flight: usize,
     /// Resident memory in MiB.
-    memory_usage_mb: f64,
+    memory_usage_mb: Option<f64>,
     /// Cores used lately.
     cpu_utilization: f64,
 }
@@ -113,7 +113,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Json<MetricsReply> {
         pool_free_connections: pool.max_size - (pool.size - pool.available.min(pool.size)),
         queue_size: depth.events,
         in_flight: depth.in_flight_events,
-        memory_usage_mb: mebibytes(usage.resident_bytes),
+        memory_usage_mb: usage.map(|usage| mebibytes(usage.resident_bytes)),
         cpu_utilization: app.process.cpu_share(),
     })
 }
@@ -132,7 +132,7 @@ pub(crate) async fn ledger_health(State(app): State<App>) -> Json<LedgerHealthRe
 /// What to look at when the ledger is slow.
 #[utoipa::path(get, path = "/v1/ledger/diagnostics", responses((status = 200, description = "Diagnostics", body = DiagnosticsReply)))]
 pub(crate) async fn diagnostics(State(app): State<App>) -> Json<DiagnosticsReply> {
-    app.process.update();
+    let _cpu_share_is_now_current = app.process.update();
     let depth = app.ledger.depth();
     let pool = app.ledger.pool_status();
     let bounds = app.ledger.queue_config();

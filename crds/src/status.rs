@@ -1,0 +1,71 @@
+//! What the operator reports about a `LedgerCluster`.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator last saw and did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerClusterStatus {
+    /// The generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Pods that exist.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Pods that take events.
+    #[serde(default)]
+    pub ready_replicas: u32,
+    /// Pods the operator wants.
+    #[serde(default)]
+    pub desired_replicas: u32,
+    /// Label selector of the pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// What each trigger measured last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub triggers: Vec<TriggerStatus>,
+    /// The last decision that changed the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_decision: Option<LastDecision>,
+    /// Ready: enough pods take events. Progressing: pods are being added or removed. Degraded: something needs
+    /// attention. ScalingActive: load is being measured. ScalingLimited: a bound or a rate holds the number of pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What one trigger measured last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TriggerStatus {
+    /// `cpu` or `queueDepth`.
+    pub name: String,
+    /// Mean over the pods as a fraction of what one pod can take, to two decimals. Absent when it could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// Number of pods this trigger asks for, before any limit. Absent when it could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposed_replicas: Option<u32>,
+    /// Why there is no value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One scaling decision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastDecision {
+    /// When it was taken.
+    pub time: Time,
+    /// Pods before.
+    pub from: u32,
+    /// Pods wanted.
+    pub to: u32,
+    /// One word for it, such as `ScaleUp` or `ScaleDown`.
+    pub reason: String,
+    /// The whole explanation.
+    pub message: String,
+}

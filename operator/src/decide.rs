@@ -1,0 +1,136 @@
+//! From scrapes to a replica count: turns what pods reported at two moments into the autoscale engine's observation, asks the
+//! engine, and reports the answer as status.
+//! Pure: time and scrapes come in as values. Promises: what a pod did not report is missing, with a reason, and never zero.
+
+use std::time::Duration;
+
+use certeus_autoscale::{
+    CpuSample, Decision, DownstreamSample, MissingReason, Observation, PodObservation, PodPhase, QueueSample,
+    State,
+};
+
+use crate::validate::{Cluster, Millicores, Scaling};
+
+mod metrics;
+mod status;
+
+pub use metrics::{MetricsSample, Reading, parse};
+pub use status::{Observed, status};
+
+/// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
+const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// One pod and its last two scrapes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodScrape {
+    /// The pod's name.
+    pub name: String,
+    /// Where the pod is in its life, as whoever runs it sees it.
+    pub phase: PodPhase,
+    /// The latest scrape, or why it failed.
+    pub latest: Result<MetricsSample, MissingReason>,
+    /// The last scrape that succeeded before it.
+    pub previous: Option<MetricsSample>,
+}
+
+/// How many pods there should be, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Pods wanted.
+    pub desired: u32,
+    /// The engine's answer; absent while the cluster is paused or has a fixed size.
+    pub decision: Option<Decision>,
+}
+
+/// What the engine is to look at: `replicas` is what was last asked for, and instants are those of [`MetricsSample::at`].
+#[must_use]
+pub fn observe(cluster: &Cluster, now: Duration, replicas: u32, pods: &[PodScrape]) -> Observation {
+    let pods = pods.iter().map(|pod| observe_pod(pod, now, cluster.cpu_request)).collect();
+    Observation { now, replicas, pods }
+}
+
+/// How many pods there should be. `state` is the engine's history of this cluster; after a change of the workload's size
+/// the caller tells it so with [`State::record_scale`].
+#[must_use]
+pub fn decide(cluster: &Cluster, state: &mut State, observation: &Observation) -> Outcome {
+    if cluster.paused {
+        return Outcome { desired: observation.replicas, decision: None };
+    }
+    match &cluster.scaling {
+        Scaling::Fixed(replicas) => Outcome { desired: replicas.get(), decision: None },
+        Scaling::Auto(policy) => {
+            let decision = certeus_autoscale::decide(policy, state, observation);
+            Outcome { desired: decision.desired, decision: Some(decision) }
+        }
+    }
+}
+
+fn observe_pod(pod: &PodScrape, now: Duration, cpu_request: Option<Millicores>) -> PodObservation {
+    let latest = match &pod.latest {
+        Ok(sample) if now.saturating_sub(sample.at) > SAMPLE_AGE_MAX => Err(MissingReason::Stale),
+        Ok(sample) => Ok(sample),
+        Err(reason) => Err(*reason),
+    };
+    // A pod may start to drain before whoever runs it has noticed.
+    let drains = latest.is_ok_and(|sample| sample.draining.is_ok_and(|draining| draining != 0.0));
+    let phase = match pod.phase {
+        PodPhase::Running { .. } if drains => PodPhase::Draining,
+        phase => phase,
+    };
+    let interval = latest.and_then(|latest| Interval::between(pod.previous.as_ref(), latest));
+    PodObservation {
+        name: pod.name.clone(),
+        phase,
+        cpu: interval.and_then(|interval| interval.cpu(cpu_request)),
+        queue: latest.and_then(queue),
+        downstream: interval.and_then(Interval::downstream),
+    }
+}
+
+fn queue(sample: &MetricsSample) -> Result<QueueSample, MissingReason> {
+    Ok(QueueSample {
+        events: sample.queue_events?,
+        events_max: sample.queue_events_max?,
+        bytes: sample.queue_bytes?,
+        bytes_max: sample.queue_bytes_max?,
+        oldest_age_seconds: sample.queue_oldest_age_seconds?,
+    })
+}
+
+/// Two scrapes of the same process, some time apart.
+#[derive(Clone, Copy)]
+struct Interval<'a> {
+    previous: &'a MetricsSample,
+    latest: &'a MetricsSample,
+}
+
+impl<'a> Interval<'a> {
+    fn between(
+        previous: Option<&'a MetricsSample>,
+        latest: &'a MetricsSample,
+    ) -> Result<Self, MissingReason> {
+        let previous = previous.ok_or(MissingReason::TooFewScrapes)?;
+        // Counters of a process that was replaced in between began anew, and may have passed the old value already.
+        if previous.process_start? != latest.process_start? || previous.at >= latest.at {
+            return Err(MissingReason::TooFewScrapes);
+        }
+        Ok(Self { previous, latest })
+    }
+
+    fn cpu(self, request: Option<Millicores>) -> Result<CpuSample, MissingReason> {
+        let Some(request) = request else { return Err(MissingReason::NotReported) };
+        let used = metrics::increase(self.previous.cpu_seconds, self.latest.cpu_seconds)?;
+        let elapsed = self.latest.at.saturating_sub(self.previous.at).as_secs_f64();
+        Ok(CpuSample { utilization: used / elapsed / request.cores(), since: self.previous.at })
+    }
+
+    fn downstream(self) -> Result<DownstreamSample, MissingReason> {
+        Ok(DownstreamSample {
+            commits: metrics::increase(self.previous.commits, self.latest.commits)?,
+            commit_seconds: metrics::increase(self.previous.commit_seconds, self.latest.commit_seconds)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! Notices edits of the manifests: asks once a second what the files look like, which works on every file system.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// What a manifest file looks like from outside.
+type Looks = (PathBuf, u64, Option<SystemTime>);
+
+/// A folder of manifests and how it looked when last asked.
+pub(crate) struct Folder {
+    path: PathBuf,
+    seen: Vec<Looks>,
+    /// Changed since the last report, waiting until it holds still.
+    unsettled: bool,
+}
+
+impl Folder {
+    /// Remembers how the folder looks now: call it before reading the files, so that no edit falls between.
+    pub(crate) fn watch(path: PathBuf) -> Self {
+        let seen = looks(&path).unwrap_or_default();
+        Self { path, seen, unsettled: false }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the files changed and then looked the same twice in a row, so that a half-written file is not read.
+    pub(crate) fn has_changed(&mut self) -> bool {
+        let now = looks(&self.path).unwrap_or_default();
+        if now != self.seen {
+            self.seen = now;
+            self.unsettled = true;
+            return false;
+        }
+        std::mem::take(&mut self.unsettled)
+    }
+}
+
+fn looks(path: &Path) -> io::Result<Vec<Looks>> {
+    let look = |path: PathBuf| {
+        let metadata = fs::metadata(&path)?;
+        Ok((path, metadata.len(), metadata.modified().ok()))
+    };
+    files(path)?.into_iter().map(look).collect()
+}
+
+/// The manifest files of a folder, by name.
+pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_once_and_only_when_it_holds_still() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.yaml");
+        fs::write(&file, "a").unwrap();
+        let mut watched = Folder::watch(folder.path().to_owned());
+        assert!(!watched.has_changed());
+        fs::write(folder.path().join("notes.txt"), "not a manifest").unwrap();
+        assert!(!watched.has_changed());
+        fs::write(&file, "ab").unwrap();
+        assert!(!watched.has_changed());
+        fs::write(&file, "abc").unwrap();
+        assert!(!watched.has_changed(), "still being written");
+        assert!(watched.has_changed());
+        assert!(!watched.has_changed());
+        fs::remove_file(&file).unwrap();
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed());
+    }
+}
