@@ -364,23 +364,24 @@ impl Progress {
         let line = report::progress(elapsed, target, now - self.last, interval, &tally);
         drop(tally);
         self.last = now;
-        if self.terminal {
-            eprint!("\r\x1b[K{line}");
-        } else {
-            eprintln!("{line}");
-        }
+        self.write(&if self.terminal { format!("\r\x1b[K{line}") } else { format!("{line}\n") });
     }
 
     fn say(&self, text: &str) {
         self.close();
-        eprintln!("{text}");
+        self.write(&format!("{text}\n"));
     }
 
     /// Leaves the progress line as it is.
     fn close(&self) {
         if self.terminal {
-            eprintln!();
+            self.write("\n");
         }
+    }
+
+    fn write(&self, text: &str) {
+        // The run is worth more than its progress line: it goes on when nobody reads that any more.
+        let _nobody_reads = io::stderr().write_all(text.as_bytes());
     }
 }
 
