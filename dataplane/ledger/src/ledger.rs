@@ -307,19 +307,21 @@ async fn watch_health(shared: Arc<Shared>) {
 }
 
 async fn open(shared: &Shared) -> Result<(), SchemaError> {
-    let connect = |source| SchemaError::Sql { action: "connect to the database", source };
-    let mut connection = shared.database.connect().await.map_err(connect)?;
-    schema::migrate(&mut connection.client, &shared.name).await?;
-    let partition = |source| SchemaError::Sql { action: "make the partitions", source };
-    make_partitions(shared).await.map_err(partition)
+    let mut client = shared.pool.get().await?;
+    schema::migrate(&mut client, &shared.name).await?;
+    drop(client);
+    make_partitions(shared).await
 }
 
 /// Today's and tomorrow's.
-async fn make_partitions(shared: &Shared) -> Result<(), tokio_postgres::Error> {
-    let mut connection = shared.database.connect().await?;
+async fn make_partitions(shared: &Shared) -> Result<(), SchemaError> {
+    let mut client = shared.pool.get().await?;
     let today = Day::of_unix_ms(unix_ms());
-    schema::ensure_partition(&mut connection.client, today).await?;
-    schema::ensure_partition(&mut connection.client, today.next()).await
+    for day in [today, today.next()] {
+        let partition = |source| SchemaError::Sql { action: "make a partition", source };
+        schema::ensure_partition(&mut client, day).await.map_err(partition)?;
+    }
+    Ok(())
 }
 
 /// Asks whether the database would take a commit: a standby answers reads and still cannot.

@@ -25,6 +25,9 @@ pub(crate) enum SchemaError {
         #[source]
         source: Error,
     },
+    /// No connection could be had.
+    #[error("cannot connect to the database")]
+    Connect(#[from] deadpool_postgres::PoolError),
     /// The schema was made by a newer version of this software.
     #[error(
         "the database schema has version {found}, and this version knows up to {known}: upgrade this software"
