@@ -95,8 +95,8 @@ impl Samples {
         }
     }
 
-    /// The HPA's arithmetic. What is not measured is taken for idle, as far as that speaks against growing. It needs no
-    /// opposite for shrinking, as the decision does not shrink at all while a sample is missing.
+    /// The HPA's arithmetic. A missing sample is taken for whatever speaks against moving: for growing the pod is idle,
+    /// for shrinking it is full.
     fn judge(
         self,
         config: &PolicyConfig,
@@ -119,18 +119,22 @@ impl Samples {
         let below =
             micro(trigger.scale_down_threshold.min(trigger.target * (1.0 - behavior.scale_down.tolerance)));
 
+        let full = micro(trigger.scale_up_threshold.max(1.0));
         let total = sum(&values);
+        let total_at_worst = total.saturating_add(times(full, missing.len()));
         let verdict = if total > times(above, values.len() + missing.len() + starting) {
             Verdict::Above
-        } else if total < times(below, values.len()) {
+        } else if total_at_worst < times(below, values.len() + missing.len()) {
             Verdict::Below
+        } else if total < times(below, values.len()) {
+            Verdict::Unclear
         } else {
             Verdict::Within
         };
         let proposal = match verdict {
             Verdict::Above => pods_for(total, target).max(current),
             Verdict::Within => current,
-            Verdict::Below => pods_for(total, target).min(current),
+            Verdict::Below | Verdict::Unclear => pods_for(total_at_worst, target).min(current),
         };
         let value = total as f64 / MICRO / values.len() as f64;
         Ok(Measured { value, pods: values.len(), starting, missing, verdict, proposal })
