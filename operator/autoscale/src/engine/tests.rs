@@ -604,6 +604,18 @@ mod limits {
         check(config.clone(), 4, waiting(0.1, Err(MissingReason::Unreachable)), 8, Reason::ScaleUp);
         let garbage = Ok(DownstreamSample { commits: f64::NAN, commit_seconds: 9.0 });
         check(config.clone(), 4, waiting(0.1, garbage), 8, Reason::ScaleUp);
+        // Most of the pods that commit decide: not one that hangs, not the many commits of the fast, and not the idle.
+        let mixed = |downstream: [_; 4]| {
+            let with = |downstream| PodObservation { queue: Ok(queue(1.0)), downstream, ..pod(0.1) };
+            downstream.map(with).to_vec()
+        };
+        let hanging = Ok(DownstreamSample { commits: 1.0, commit_seconds: 300.0 });
+        let many_fast = Ok(DownstreamSample { commits: 1000.0, commit_seconds: 5.0 });
+        check(config.clone(), 4, mixed([hanging, fast, fast, fast]), 8, Reason::ScaleUp);
+        check(config.clone(), 4, mixed([many_fast, slow, slow, slow]), 4, Reason::DownstreamSaturated);
+        check(config.clone(), 4, mixed([many_fast, slow, slow, many_fast]), 8, Reason::ScaleUp);
+        check(config.clone(), 4, mixed([fast, stalled, stalled, stalled]), 8, Reason::ScaleUp);
+        check(config.clone(), 4, mixed([slow, stalled, stalled, stalled]), 4, Reason::DownstreamSaturated);
         // The guard only holds: with an empty queue the cluster may still shrink for lack of load.
         let idle = vec![PodObservation { downstream: slow, ..pod(0.1) }; 4];
         check(config.clone(), 4, idle, 1, Reason::ScaleDown);
