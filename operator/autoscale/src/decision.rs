@@ -39,7 +39,7 @@ pub enum Reason {
     ScaleDown,
     /// No trigger asks for a change.
     WithinBand,
-    /// A trigger, or a pod's sample, is missing: no shrinking on what was not seen.
+    /// A trigger has no sample, or lacks so many that full pods in their place would end shrinking.
     FailedTriggerForbidsShrink,
     /// The database is the bottleneck: no growth.
     DownstreamSaturated,
@@ -98,9 +98,11 @@ pub struct Measured {
     pub starting: usize,
     /// Pods that should have a sample and have none, by name.
     pub missing: Vec<MissingSample>,
-    /// Where the mean lies. For growth, starting pods and missing samples count as idle pods.
+    /// Where the mean lies. For growth, starting pods and missing samples count as idle pods; for shrinking, missing
+    /// samples count as full ones.
     pub verdict: Verdict,
-    /// How many replicas this trigger asks for; the present count inside its band.
+    /// How many replicas this trigger asks for; the present count inside its band. If the verdict is unclear, how many
+    /// would do even then, for the stabilisation window to remember.
     pub proposal: u32,
 }
 
@@ -122,6 +124,8 @@ pub enum Verdict {
     Within,
     /// Below it: shrink.
     Below,
+    /// Below it as far as seen, but not if the pods without a sample were full: stay.
+    Unclear,
 }
 
 /// Why a trigger has no value at all.
@@ -148,11 +152,16 @@ impl Decision {
             Some(adjustment) => adjustment.reason,
             None if self.desired > self.current => Reason::ScaleUp,
             None if self.desired < self.current => Reason::ScaleDown,
-            None if self.triggers.iter().all(|report| report.outcome.is_err()) => {
+            None if self.triggers.iter().all(|report| report.outcome.is_err()) || self.is_unclear() => {
                 Reason::FailedTriggerForbidsShrink
             }
             None => Reason::WithinBand,
         }
+    }
+
+    fn is_unclear(&self) -> bool {
+        let unclear = |measured: &Measured| measured.verdict == Verdict::Unclear;
+        self.triggers.iter().any(|report| report.outcome.as_ref().is_ok_and(unclear))
     }
 }
 
@@ -210,6 +219,7 @@ impl fmt::Display for TriggerReport {
             Verdict::Above => write!(f, "is above {up:.2} and asks for {}", measured.proposal),
             Verdict::Within => write!(f, "asks for no change (band {down:.2} to {up:.2})"),
             Verdict::Below => write!(f, "is below {down:.2} and asks for {}", measured.proposal),
+            Verdict::Unclear => write!(f, "is below {down:.2} only where seen"),
         }?;
         if let Some(first) = measured.missing.first() {
             let all = measured.missing.len() + measured.pods;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::measure::{is_downstream_saturated, report};
 use crate::{
     Adjustment, Change, Decision, Observation, Policy, PolicyConfig, Reason, ScalingRules, SelectPolicy,
-    State, TriggerFailure, TriggerKind, TriggerReport,
+    State, TriggerFailure, TriggerKind, TriggerReport, Verdict,
 };
 
 /// Decides how many replicas there should be. Call it on every observation, as often as there is one; `state` takes note
@@ -22,14 +22,14 @@ pub fn decide(policy: &Policy, state: &mut State, observation: &Observation) -> 
         .collect();
     let measured = || triggers.iter().filter_map(|report| report.outcome.as_ref().ok());
     let failed = triggers.iter().any(|report| report.outcome.is_err());
-    let blind = failed || measured().any(|measured| !measured.missing.is_empty());
+    let unclear = measured().any(|measured| measured.verdict == Verdict::Unclear);
     // A cluster that has no pods yet, or none ready, is not failing to be measured, and more pods would not help it.
     let unmeasured = |report: &TriggerReport| matches!(report.outcome, Err(TriggerFailure::NoSample { .. }));
     let failures = state.advance(observation.now, triggers.iter().any(unmeasured));
 
     let proposal = measured().map(|measured| measured.proposal).max();
     let mut count = Count { value: proposal.unwrap_or(current), adjustments: Vec::new() };
-    if blind {
+    if failed {
         count.adjust(Reason::FailedTriggerForbidsShrink, count.value.max(current));
     }
     if let Some(guard) = &config.downstream_guard
@@ -45,8 +45,13 @@ pub fn decide(policy: &Policy, state: &mut State, observation: &Observation) -> 
     }
     count.bound(config);
     // Growth is not held back by moments in which nothing could be seen, so they leave no mark on its window.
-    let unseen = blind && count.value <= current;
+    let unseen = failed && count.value <= current;
     stabilize(config, state, current, unseen, &mut count);
+    // Only now, so that the window remembers how many pods would do at worst: were it to remember the present count, a
+    // few lost samples within each window would keep a cluster large for good.
+    if unclear {
+        count.adjust(Reason::FailedTriggerForbidsShrink, count.value.max(current));
+    }
     limit_rate(config, state, current, &mut count);
     count.bound(config);
     Decision { current, desired: count.value, triggers, adjustments: count.adjustments }

@@ -1,8 +1,8 @@
 //! Decides how many pods a ledger cluster should have. Owns the arithmetic, the limits on how fast and how far to move,
 //! and the explanation of each decision.
 //! Never reads a clock, never does IO, never knows Kubernetes: time, samples and history come in as values.
-//! Promises: the desired count is within the policy's bounds; what could not be measured never shrinks a cluster; more
-//! load never means fewer pods; the same input gives the same answer.
+//! Promises: the desired count is within the policy's bounds; what could not be measured never shrinks a cluster, as it
+//! counts for full there; more load never means fewer pods; the same input gives the same answer.
 //! Read next: [`decide`], then [`PolicyConfig`]; the algorithm in prose is in `docs/autoscaling.md`.
 #![deny(clippy::disallowed_methods)]
 

@@ -31,15 +31,16 @@ pub(crate) fn report(
     TriggerReport { kind, trigger, outcome: samples.judge(config, trigger, observation.replicas) }
 }
 
-/// Whether the pods wait for the database: CPU idles while commits are slow or do not happen. What was not measured
-/// makes no claim, so that a failed sample cannot hold growth.
+/// Whether the pods wait for the database: their CPU idles while most of those that commit do so slowly, or none does at
+/// all. Pods are counted, not commits, as one that hangs or one that is fast says little about the others. What was not
+/// measured makes no claim, so that a failed sample cannot hold growth.
 pub(crate) fn is_downstream_saturated(
     config: &PolicyConfig,
     guard: &DownstreamGuard,
     observation: &Observation,
 ) -> bool {
     let cpu = cpu_samples(config, observation).values;
-    let mut commits: Vec<(f64, f64)> = observation
+    let commits: Vec<(f64, f64)> = observation
         .pods
         .iter()
         .filter(|pod| matches!(pod.phase, PodPhase::Running { .. }))
@@ -49,11 +50,10 @@ pub(crate) fn is_downstream_saturated(
     if cpu.is_empty() || commits.is_empty() || sum(&cpu) >= times(micro(guard.cpu_below), cpu.len()) {
         return false;
     }
-    // Sorted, so that the order of the pods cannot matter to a sum of floating point numbers.
-    commits.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let count: f64 = commits.iter().map(|(count, _)| count).sum();
-    let seconds: f64 = commits.iter().map(|(_, seconds)| seconds).sum();
-    count == 0.0 || seconds > count * guard.commit_latency.as_secs_f64()
+    let limit = guard.commit_latency.as_secs_f64();
+    let committing = commits.into_iter().filter(|(count, _)| *count > 0.0);
+    let slow: Vec<bool> = committing.map(|(count, seconds)| seconds > count * limit).collect();
+    slow.is_empty() || slow.iter().filter(|slow| **slow).count() * 2 > slow.len()
 }
 
 fn cpu_samples(config: &PolicyConfig, observation: &Observation) -> Samples {
@@ -95,8 +95,8 @@ impl Samples {
         }
     }
 
-    /// The HPA's arithmetic. What is not measured is taken for idle, as far as that speaks against growing. It needs no
-    /// opposite for shrinking, as the decision does not shrink at all while a sample is missing.
+    /// The HPA's arithmetic. A missing sample is taken for whatever speaks against moving: for growing the pod is idle,
+    /// for shrinking it is full.
     fn judge(
         self,
         config: &PolicyConfig,
@@ -119,18 +119,22 @@ impl Samples {
         let below =
             micro(trigger.scale_down_threshold.min(trigger.target * (1.0 - behavior.scale_down.tolerance)));
 
+        let full = micro(trigger.scale_up_threshold.max(1.0));
         let total = sum(&values);
+        let total_at_worst = total.saturating_add(times(full, missing.len()));
         let verdict = if total > times(above, values.len() + missing.len() + starting) {
             Verdict::Above
-        } else if total < times(below, values.len()) {
+        } else if total_at_worst < times(below, values.len() + missing.len()) {
             Verdict::Below
+        } else if total < times(below, values.len()) {
+            Verdict::Unclear
         } else {
             Verdict::Within
         };
         let proposal = match verdict {
             Verdict::Above => pods_for(total, target).max(current),
             Verdict::Within => current,
-            Verdict::Below => pods_for(total, target).min(current),
+            Verdict::Below | Verdict::Unclear => pods_for(total_at_worst, target).min(current),
         };
         let value = total as f64 / MICRO / values.len() as f64;
         Ok(Measured { value, pods: values.len(), starting, missing, verdict, proposal })

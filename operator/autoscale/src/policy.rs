@@ -136,11 +136,11 @@ pub struct Fallback {
     pub replicas: u32,
 }
 
-/// Takes the database for the bottleneck when the pods commit slowly, or not at all, while their CPU idles. More pods
-/// would then only add connections to a database that is already behind.
+/// Takes the database for the bottleneck when most of the pods that commit do so slowly, or none commits at all, while
+/// their CPU idles. More pods would then only add connections to a database that is already behind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DownstreamGuard {
-    /// Commits are slow when their mean over all pods is longer than this.
+    /// A pod commits slowly when its mean commit takes longer than this.
     pub commit_latency: Duration,
     /// The mean CPU utilization under which the pods themselves are not the bottleneck.
     pub cpu_below: f64,

@@ -181,8 +181,9 @@ mod arithmetic {
         let lost =
             PodPhase::Running { ready: false, started_at: NOW - s(900), ready_changed_at: NOW - s(100) };
         check(hpa(0.5), 2, vec![pod(0.5), in_phase(lost, pod(1.5))], 4, Reason::ScaleUp);
+        // Unseen it counts as full: 1.2 needs three pods.
         let lost_unseen = in_phase(lost, without_cpu());
-        check(hpa(0.5), 3, vec![pod(0.1), pod(0.1), lost_unseen], 3, Reason::FailedTriggerForbidsShrink);
+        check(hpa(0.5), 3, vec![pod(0.1), pod(0.1), lost_unseen], 3, Reason::WithinBand);
     }
 
     #[test]
@@ -219,10 +220,26 @@ mod arithmetic {
     }
 
     #[test]
-    fn one_missing_sample_forbids_shrinking() {
-        // The HPA would go to 3 here: it fills in a full pod for each missing one and shrinks on the rest.
+    fn missing_samples_count_as_full_for_shrinking() {
         let pods = vec![pod(0.4), pod(0.0), without_cpu(), pod(0.0), pod(0.0)];
-        check(hpa(1.0), 5, pods, 5, Reason::FailedTriggerForbidsShrink);
+        check(hpa(1.0), 5, pods, 2, Reason::ScaleDown);
+        // Full is all of a pod's capacity or, where that is more, the threshold above which it asks for growth.
+        let trigger = |up| Some(Trigger { target: 0.5, scale_up_threshold: up, scale_down_threshold: 0.5 });
+        for (up, desired) in [(0.5, 4), (1.0, 4), (1.9, 6)] {
+            let mut pods = cpus(&[0.1; 9]);
+            pods.push(without_cpu());
+            check(PolicyConfig { cpu: trigger(up), ..hpa(0.5) }, 10, pods, desired, Reason::ScaleDown);
+        }
+    }
+
+    #[test]
+    fn missing_samples_that_may_hide_enough_load_forbid_shrinking() {
+        let pods = vec![pod(0.1), pod(0.1), without_cpu(), without_cpu()];
+        check(hpa(0.5), 4, pods, 4, Reason::FailedTriggerForbidsShrink);
+        // Two full pods and two at a tenth would do with three, yet a complete view might show 0.55 and no call to shrink.
+        let config = || PolicyConfig { cpu: PolicyConfig::default().cpu, ..hpa(0.7) };
+        let pods = vec![pod(0.1), pod(0.1), without_cpu(), without_cpu(), pod(0.1)];
+        check(config(), 5, pods, 5, Reason::FailedTriggerForbidsShrink);
     }
 
     #[test]
@@ -234,7 +251,7 @@ mod arithmetic {
             (-0.1, MissingReason::Negative),
         ] {
             let decision = decide_once(hpa(0.5), &seen(4, cpus(&[0.1, 0.1, 0.1, value])));
-            assert_eq!((decision.desired, decision.reason()), (4, Reason::FailedTriggerForbidsShrink));
+            assert_eq!(decision.desired, 3, "{decision}");
             let measured = decision.triggers[0].outcome.as_ref().unwrap();
             assert_eq!(measured.missing, [MissingSample { pod: "pod-3".to_owned(), reason }]);
         }
@@ -508,6 +525,24 @@ mod limits {
     }
 
     #[test]
+    fn a_moment_seen_in_part_counts_towards_shrinking_as_far_as_it_was_seen() {
+        let mut config = PolicyConfig { cpu: PolicyConfig::default().cpu, ..hpa(0.7) };
+        config.behavior.scale_down.stabilization_window = s(300);
+        let policy = Policy::new(config).unwrap();
+        let mut state = State::new(NOW, 5);
+        let part = seen(5, vec![pod(0.1), pod(0.1), pod(0.1), without_cpu(), without_cpu()]);
+        let idle = seen(5, cpus(&[0.1; 5]));
+        assert_eq!(decide(&policy, &mut state, &at(200, &part)).desired, 5);
+        // Too little is seen to shrink now, though the window is over.
+        let held = decide(&policy, &mut state, &at(300, &part));
+        assert_eq!((held.desired, held.reason()), (5, Reason::FailedTriggerForbidsShrink));
+        // 2.3 at the target of 0.7 need four pods.
+        assert_eq!(decide(&policy, &mut state, &at(301, &idle)).desired, 4);
+        assert_eq!(decide(&policy, &mut state, &at(599, &idle)).desired, 4);
+        assert_eq!(decide(&policy, &mut state, &at(600, &idle)).desired, 1);
+    }
+
+    #[test]
     fn fallback_needs_failures_in_a_row_and_never_shrinks() {
         let config = PolicyConfig {
             queue_depth: Some(exact(0.5)),
@@ -569,6 +604,18 @@ mod limits {
         check(config.clone(), 4, waiting(0.1, Err(MissingReason::Unreachable)), 8, Reason::ScaleUp);
         let garbage = Ok(DownstreamSample { commits: f64::NAN, commit_seconds: 9.0 });
         check(config.clone(), 4, waiting(0.1, garbage), 8, Reason::ScaleUp);
+        // Most of the pods that commit decide: not one that hangs, not the many commits of the fast, and not the idle.
+        let mixed = |downstream: [_; 4]| {
+            let with = |downstream| PodObservation { queue: Ok(queue(1.0)), downstream, ..pod(0.1) };
+            downstream.map(with).to_vec()
+        };
+        let hanging = Ok(DownstreamSample { commits: 1.0, commit_seconds: 300.0 });
+        let many_fast = Ok(DownstreamSample { commits: 1000.0, commit_seconds: 5.0 });
+        check(config.clone(), 4, mixed([hanging, fast, fast, fast]), 8, Reason::ScaleUp);
+        check(config.clone(), 4, mixed([many_fast, slow, slow, slow]), 4, Reason::DownstreamSaturated);
+        check(config.clone(), 4, mixed([many_fast, slow, slow, many_fast]), 8, Reason::ScaleUp);
+        check(config.clone(), 4, mixed([fast, stalled, stalled, stalled]), 8, Reason::ScaleUp);
+        check(config.clone(), 4, mixed([slow, stalled, stalled, stalled]), 4, Reason::DownstreamSaturated);
         // The guard only holds: with an empty queue the cluster may still shrink for lack of load.
         let idle = vec![PodObservation { downstream: slow, ..pod(0.1) }; 4];
         check(config.clone(), 4, idle, 1, Reason::ScaleDown);
@@ -604,6 +651,12 @@ fn a_decision_explains_itself() {
         grown.to_string(),
         "scale from 4 to 5: cpu 0.90 is above 0.50 and asks for 6 (1 of 4 pods without sample, first pod-3: pod did \
          not answer), queueDepth 0.00 is below 0.10 and asks for 0; at most 5"
+    );
+    let part = seen(5, vec![pod(0.1), pod(0.1), pod(0.1), without_cpu(), without_cpu()]);
+    assert_eq!(
+        decide_once(PolicyConfig { cpu: PolicyConfig::default().cpu, ..hpa(0.7) }, &part).to_string(),
+        "stay at 5: cpu 0.10 is below 0.40 only where seen (2 of 5 pods without sample, first pod-3: pod did not answer); \
+         5 instead of 4, as missing samples forbid shrinking"
     );
     let held = decide_once(config, &seen(4, vec![]));
     assert_eq!(
