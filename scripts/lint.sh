@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks format, lints, dependencies and shell scripts. Needs the network only to refresh the list of advisories.
+# Checks the crate list, format, lints, dependencies and shell scripts. Needs the network only to refresh the list of advisories.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/bin:$HOME/.cargo/bin:$PATH"
@@ -22,6 +22,20 @@ check_advisories() {
     fi
 }
 
+# Folder and name of each member of the workspace, as ARCHITECTURE.md writes them.
+list_crates() {
+    local dir
+    sed -n '/^members = \[/,/^]/s/^ *"\(.*\)",$/\1/p' Cargo.toml | while read -r dir; do
+        awk -F '"' -v dir="$dir" '/^name = /{ print "### `" dir "` (" $2 ")"; exit }' "$dir/Cargo.toml"
+    done
+}
+
+check_crate_list() {
+    diff --label 'headings in ARCHITECTURE.md' --label 'members in Cargo.toml' -u \
+        <(grep '^### `' ARCHITECTURE.md | sort) <(list_crates | sort)
+}
+
+step check_crate_list
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets -- -D warnings
 step cargo deny check bans licenses sources
