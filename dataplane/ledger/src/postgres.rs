@@ -6,8 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -42,7 +46,10 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// From a connection URL. Server certificates are checked against the system's store, or the file in `SSL_CERT_FILE`.
+    /// From a connection URL.
+    ///
+    /// `sslmode=require` checks the server's certificate against the system's store, or the file in `SSL_CERT_FILE`.
+    /// Without it TLS is used when the server has it, and, as everywhere with PostgreSQL, the certificate is not checked.
     ///
     /// # Errors
     /// When the URL cannot be read.
@@ -53,16 +60,19 @@ impl Database {
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(KEEPALIVE_IDLE)
             .tcp_user_timeout(TCP_USER_TIMEOUT);
-        // A store that cannot be read leaves no trusted certificate: TLS connections then fail and say so.
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
+        let tls = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(ConfigError::Tls)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
+            .map_err(ConfigError::Tls)?;
+        let tls = if config.get_ssl_mode() == SslMode::Require {
+            // A store that cannot be read leaves no trusted certificate: connections then fail and say so.
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            tls.with_root_certificates(roots)
+        } else {
+            tls.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        };
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls.with_no_client_auth()) })
     }
 
     /// A pool of at most `size` connections for reads.
@@ -85,6 +95,45 @@ impl Database {
         let connection = Connection { client, driver };
         connection.client.batch_execute(SESSION).await?;
         Ok(connection)
+    }
+}
+
+/// Opportunistic TLS, libpq's `sslmode=prefer`: keeps out who only listens, not who stands in between.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -236,3 +236,63 @@ async fn a_server_without_fsync_is_refused() {
     let Availability::Starting { reason: Some(reason) } = refused.clone() else { unreachable!() };
     assert!(reason.contains("fsync = off"), "{reason}");
 }
+
+/// A server with a certificate of its own making, as Debian's package and CloudNativePG set one up.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_used_when_there_is_some_and_checked_when_required() {
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = (dir.path().join("server.crt"), dir.path().join("server.key"));
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl, which PostgreSQL's package brings along");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let pg_dir = dir.path().join("pg");
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    LocalPg::start(&Options { dir: Some(pg_dir.clone()), ..Options::default() }).unwrap().stop().unwrap();
+    // PostgreSQL wants its key to be its own, and readable by nobody else.
+    let owner = std::fs::metadata(pg_dir.join("data")).unwrap();
+    let (uid, gid) =
+        (std::os::unix::fs::MetadataExt::uid(&owner), std::os::unix::fs::MetadataExt::gid(&owner));
+    for file in [&certificate, &key] {
+        std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(file, Some(uid), Some(gid)).unwrap();
+    }
+    let settings = [
+        ("ssl", "on"),
+        ("ssl_cert_file", certificate.to_str().unwrap()),
+        ("ssl_key_file", key.to_str().unwrap()),
+    ];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let pg = LocalPg::start(&Options { dir: Some(pg_dir), settings }).unwrap();
+
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    ledger.append(request(0, 5)).await.unwrap();
+    let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                 WHERE application_name = 'certeus-dataplane' AND NOT ssl";
+    assert_eq!(sql(&pg.url()).await.query_one(plain, &[]).await.unwrap().get::<_, i64>(0), 0);
+    close(&ledger, tasks).await;
+
+    let (ledger, _tasks) = start(&format!("{}?sslmode=require", pg.url()));
+    let mut changes = ledger.watch_availability();
+    let refused = changes.wait_for(|now| matches!(now, Availability::Starting { reason: Some(_) }));
+    let refused =
+        tokio::time::timeout(Duration::from_secs(10), refused).await.expect("refused in time").unwrap();
+    let Availability::Starting { reason: Some(reason) } = refused.clone() else { unreachable!() };
+    assert!(reason.contains("certificate"), "{reason}");
+}
