@@ -266,11 +266,8 @@ fn environment(cluster: &Cluster) -> Vec<EnvVar> {
         DatabaseSource::Secret(reference) => Some(reference),
         DatabaseSource::Embedded => None,
     };
-    let secrets = [
-        ("CERTEUS_DB_URL", database),
-        ("CERTEUS_API_KEY", cluster.security.api_key_secret_ref.as_ref()),
-        ("CERTEUS_ENCRYPTION_KEY", cluster.security.encryption_key_secret_ref.as_ref()),
-    ];
+    let secrets =
+        [("CERTEUS_DB_URL", database), ("CERTEUS_API_KEY", cluster.security.api_key_secret_ref.as_ref())];
     secrets.into_iter().filter_map(|(name, reference)| Some(secret_variable(name, reference?))).collect()
 }
 

@@ -122,6 +122,11 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         let problem = "is required, above 0, as the CPU trigger is a fraction of it; or set autoscaling.cpu.enabled to false";
         errors.push(FieldError::new("spec.resources.requests.cpu", problem));
     }
+    if spec.security.encryption_key_secret_ref.is_some() {
+        // Taking the key and storing plain text would be the worst answer.
+        let problem = "is not available in this version: leave it out";
+        errors.push(FieldError::new("spec.security.encryptionKeySecretRef", problem));
+    }
     let scaling = scaling(object, &mut errors);
     let pool_size = scaling
         .as_ref()

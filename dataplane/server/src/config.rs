@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use certeus_ledger::Database;
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -138,8 +139,8 @@ pub(crate) struct Config {
     pub(crate) api: Listen,
     /// Where metrics, health and drain listen. Default: 127.0.0.1:9090.
     pub(crate) admin: SocketAddr,
-    /// PostgreSQL's URL, from `CERTEUS_DB_URL`.
-    pub(crate) database_url: Secret,
+    /// PostgreSQL, from the URL in `CERTEUS_DB_URL`.
+    pub(crate) database: Database,
     /// Connections of this pod to PostgreSQL, writers' included. Default: 8.
     pub(crate) pool_size: usize,
     /// A batch takes no further request once it has this many events. Default: 10,000.
@@ -206,7 +207,7 @@ fn number(
 }
 
 fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let File { api, admin, database, ledger, log } = file;
+    let File { api, admin, database: pool, ledger, log } = file;
     let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
     if variable("CERTEUS_ENCRYPTION_KEY").is_some() {
         // Taking the key and storing plain text would be the worst answer.
@@ -219,12 +220,14 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     if api_key.as_ref().is_some_and(|key| key.expose().len() < 16) {
         return Err(invalid("CERTEUS_API_KEY", "must have at least 16 characters"));
     }
-    let database_url = variable("CERTEUS_DB_URL").map(Secret).ok_or_else(|| {
+    let database_url = variable("CERTEUS_DB_URL").ok_or_else(|| {
         invalid(
             "CERTEUS_DB_URL",
             "is required: a PostgreSQL URL such as postgres://user:password@host:5432/database",
         )
     })?;
+    let database =
+        Database::from_url(&database_url).map_err(|error| invalid("CERTEUS_DB_URL", error.to_string()))?;
 
     let listen = variable("CERTEUS_API_LISTEN").map(|value| ("CERTEUS_API_LISTEN", value));
     let api = address(listen, "api.listen", api.listen, Listen::Address(loopback(8000)))?;
@@ -236,7 +239,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     let writers = number("ledger.writers", writers, 2, 1..=64)?;
     let (pool_key, pool_size) = match variable("CERTEUS_POOL_SIZE") {
         Some(size) => ("CERTEUS_POOL_SIZE", Some(parsed("CERTEUS_POOL_SIZE", &size, "a number")?)),
-        None => ("database.poolSize", database.pool_size),
+        None => ("database.poolSize", pool.pool_size),
     };
     let level = match variable("CERTEUS_LOG_LEVEL") {
         Some(level) => ("CERTEUS_LOG_LEVEL", level),
@@ -245,7 +248,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     let config = Config {
         api,
         admin,
-        database_url,
+        database,
         pool_size: number(
             pool_key,
             pool_size,
@@ -384,6 +387,10 @@ mod tests {
             assert!(found.starts_with(expected), "{yaml}: {found}");
         }
         assert!(refusal("", &[]).starts_with("CERTEUS_DB_URL: is required"));
+        assert!(
+            refusal("", &[("CERTEUS_DB_URL", "mysql://hush")])
+                .starts_with("CERTEUS_DB_URL: not a PostgreSQL URL")
+        );
         assert!(refusal("", &[URL, ("CERTEUS_API_KEY", "")]).starts_with("CERTEUS_API_KEY: must have"));
         assert!(refusal("", &[URL, ("CERTEUS_ENCRYPTION_KEY", "x")]).contains("not available"));
         assert!(refusal("", &[URL, ("CERTEUS_METRICS_PORT", "99999")]).starts_with("CERTEUS_METRICS_PORT"));

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use certeus_ledger::{Database, Ledger, QueueConfig};
+use certeus_ledger::{Ledger, QueueConfig};
 use clap::Parser;
 use prometheus::{IntGauge, Registry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,8 +37,8 @@ const LEDGER: &str = "default";
 const BATCH_BYTES: usize = 8 << 20;
 /// Requests may hold, from their first byte to their reply, this many times the bytes that may wait in the queue.
 const BUDGET_PER_QUEUE: usize = 2;
-/// Draining ends at the latest after this long.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+/// Draining ends at the latest after this long, within the 60 s that the operator grants a pod.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
 
 /// The Certeus data plane: takes events over HTTP, commits them in batches to PostgreSQL.
 #[derive(Parser)]
@@ -99,7 +99,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let Config {
         api,
         admin,
-        database_url,
+        database,
         pool_size,
         batch_events,
         batch_timeout,
@@ -115,7 +115,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new();
     let ledger_config = certeus_ledger::Config {
         name: LEDGER.to_owned(),
-        database: Database::from_url(database_url.expose()).context("CERTEUS_DB_URL")?,
+        database,
         writers,
         read_connections: pool_size - writers,
         queue: QueueConfig {
