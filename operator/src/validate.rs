@@ -356,6 +356,14 @@ mod tests {
     }
 
     #[test]
+    fn encryption_that_would_not_happen_is_refused() {
+        check(
+            "{ database: { embedded: true }, security: { encryptionKeySecretRef: { name: keys, key: k } } }",
+            "spec.security.encryptionKeySecretRef: is not available in this version: leave it out",
+        );
+    }
+
+    #[test]
     fn what_is_given_of_a_behaviour_goes_before_defaults() {
         let valid = validate(&cluster(
             "demo",
