@@ -90,22 +90,20 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn run(&self) -> Result<Figures> {
-        let Settings { rounds, ceiling_rows, .. } = *self.settings;
+        let Settings { rounds, round_events, flood_events, .. } = *self.settings;
         say("warming up, and making the rows for the ceiling");
-        let warm_up = self.load.run(
-            &["--events", &ceiling_rows.to_string(), "--batch", "1000", "--workers", "8"],
-            &self.output.join("load-warm-up.json"),
-        )?;
-        let rows = self.postgres.export(ceiling_rows, self.output)?;
+        let warm_up = self.load_events("warm-up", round_events)?;
+        let rows = self.postgres.export(round_events, self.output)?;
 
         let mut ceilings = Vec::new();
         let mut sustained = Vec::new();
         let mut acknowledged = warm_up.acknowledged.events;
         for round in 1..=rounds {
-            say(&format!("round {round} of {rounds}: COPY of {ceiling_rows} rows"));
-            let rate = self.postgres.ceiling(&rows, ceiling_rows)?;
+            say(&format!("round {round} of {rounds}: COPY of {round_events} rows"));
+            let rate = self.postgres.ceiling(&rows, round_events)?;
             say(&format!("round {round} of {rounds}: {rate:.0} rows/s; now the same over HTTP"));
-            let result = self.load("sustained", self.settings.sustained)?;
+            self.postgres.forget_events()?;
+            let result = self.load_events("sustained", round_events)?;
             acknowledged += result.acknowledged.events;
             ceilings.push(rate);
             sustained.push(result.events_per_s);
@@ -118,11 +116,11 @@ impl Bench<'_> {
         let paced = self.load("50000eps", self.settings.paced)?;
         acknowledged += single.acknowledged.events + paced.acknowledged.events;
 
-        say(&format!("{} events as fast as they are taken", self.settings.flood_events));
+        say(&format!("{flood_events} events as fast as they are taken"));
         self.postgres.settle()?;
         let before = self.cpu()?;
         let sampler = Sampler::start(self.pod.pid());
-        let flood = self.flood();
+        let flood = self.load_events("flood", flood_events);
         let rss_mb = sampler.stop()?;
         let flood = flood?;
         let cpu = self.cpu()?;
@@ -153,9 +151,10 @@ impl Bench<'_> {
         self.load.run(arguments, &self.output.join(format!("load-{name}.json")))
     }
 
-    fn flood(&self) -> Result<LoadResult> {
-        let events = self.settings.flood_events.to_string();
-        self.load("flood", &["--events", &events, "--batch", "1000", "--workers", "32"])
+    /// So many events as fast as they are taken.
+    fn load_events(&self, name: &str, events: u64) -> Result<LoadResult> {
+        let events = events.to_string();
+        self.load(name, &[&["--events", &events], self.settings.as_fast_as_taken].concat())
     }
 
     fn cpu(&self) -> Result<CpuTime> {

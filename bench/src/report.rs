@@ -14,33 +14,33 @@ pub(crate) struct Settings {
     pub(crate) quick: bool,
     /// Ceiling and sustained runs, taking turns; the medians count.
     pub(crate) rounds: u32,
-    pub(crate) ceiling_rows: u64,
+    /// Rows of a ceiling run, and events of a sustained one: the same rows, each time into an empty table.
+    pub(crate) round_events: u64,
     /// Arguments of `certeus load`.
-    pub(crate) sustained: &'static [&'static str],
+    pub(crate) as_fast_as_taken: &'static [&'static str],
     pub(crate) single: &'static [&'static str],
     pub(crate) paced: &'static [&'static str],
     pub(crate) flood_events: u64,
 }
 
-macro_rules! load_settings {
-    ($sustained:literal, $latency:literal) => {
-        (
-            &["--duration", $sustained, "--batch", "1000", "--workers", "8"],
-            &["--duration", $latency, "--batch", "1", "--workers", "32", "--target-throughput", "1000"],
-            &["--duration", $latency, "--batch", "100", "--workers", "32", "--target-throughput", "50000"],
-        )
+macro_rules! paced_load {
+    ($duration:literal, $batch:literal, $rate:literal) => {
+        &["--duration", $duration, "--batch", $batch, "--workers", "32", "--target-throughput", $rate]
     };
 }
 
 impl Settings {
     pub(crate) fn new(quick: bool) -> Self {
-        let (sustained, single, paced): (&[_], &[_], &[_]) =
-            if quick { load_settings!("3s", "5s") } else { load_settings!("10s", "30s") };
+        let (single, paced): (&[_], &[_]) = if quick {
+            (paced_load!("5s", "1", "1000"), paced_load!("5s", "100", "50000"))
+        } else {
+            (paced_load!("30s", "1", "1000"), paced_load!("30s", "100", "50000"))
+        };
         Self {
             quick,
             rounds: if quick { 1 } else { 5 },
-            ceiling_rows: if quick { 300_000 } else { 2_000_000 },
-            sustained,
+            round_events: if quick { 500_000 } else { 3_000_000 },
+            as_fast_as_taken: &["--batch", "1000", "--workers", "32"],
             single,
             paced,
             flood_events: if quick { 1_000_000 } else { 10_000_000 },
