@@ -263,7 +263,7 @@ mod tests {
             "/cpu_s_per_million/postgresql",
             "/cpu_s_per_million/load",
             "/machine/cores",
-            "/settings/ceiling_rows",
+            "/settings/round_events",
         ] {
             assert!(json.pointer(path).is_some_and(|value| value.is_number()), "{path} in {json}");
         }
