@@ -1,6 +1,10 @@
 # Every target sets up what it needs by itself; see scripts/setup.sh.
 export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
 
+# Where the optimised programs are. Always built as one workspace: building one program alone would choose other features of
+# shared dependencies, and compile them again.
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo up down test bench lint fmt clean
 
@@ -11,17 +15,16 @@ build: ## Build everything, optimised
 	@scripts/setup.sh rust
 	cargo build --release --workspace
 
-demo: ## Load a ledger on this machine, watch it scale out and in, count every event
-	@scripts/setup.sh rust postgres
+demo: build ## Load a ledger on this machine, watch it scale out and in, count every event
+	@scripts/setup.sh postgres
 	@scripts/demo.sh
 
 up: build ## Run config/samples on this machine until Ctrl-C
 	@scripts/setup.sh postgres
-	@cargo run --quiet --release -p certeus-operator -- local -f config/samples
+	@$(BIN)/certeus-operator local -f config/samples
 
-down: ## Stop what `make up` runs and clean up what a killed one left
-	@scripts/setup.sh rust
-	@cargo run --quiet --release -p certeus-operator -- down
+down: build ## Stop what `make up` runs and clean up what a killed one left
+	@$(BIN)/certeus-operator down
 
 test: ## Run all tests
 	@scripts/setup.sh rust postgres
@@ -29,7 +32,7 @@ test: ## Run all tests
 
 bench: build ## Print the benchmark figures; BENCH_ARGS=--quick for a short run
 	@scripts/setup.sh postgres
-	@cargo run --quiet --release -p certeus-bench -- $(BENCH_ARGS)
+	@$(BIN)/certeus-bench $(BENCH_ARGS)
 
 lint: ## Check format, lints, dependencies and shell scripts
 	@scripts/setup.sh rust deny

@@ -74,9 +74,10 @@ watch_pods() {
     if [ "$pods" != "$before" ]; then say "pods: $before -> $pods"; fi
 }
 
-say "building"
-cargo build --release --quiet -p certeus -p certeus-dataplane -p certeus-operator
 bin=${CARGO_TARGET_DIR:-target}/release
+for program in certeus certeus-dataplane certeus-operator; do
+    [ -x "$bin/$program" ] || fail "$bin/$program is missing: run 'make demo', which builds it"
+done
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/certeus-demo.XXXXXX")
 # PostgreSQL runs as another user when this is run as root, and has to reach its folder.
