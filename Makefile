@@ -19,9 +19,9 @@ demo: build ## Load a ledger on this machine, watch it scale out and in, count e
 	@scripts/setup.sh postgres
 	@scripts/demo.sh
 
-up: build ## Run config/samples on this machine until Ctrl-C
+up: build ## Run config/samples on this machine until Ctrl-C; UP_ARGS="--api-listen 127.0.0.1:8100" for other ports
 	@scripts/setup.sh postgres
-	@$(BIN)/certeus-operator local -f config/samples
+	@$(BIN)/certeus-operator local -f config/samples $(UP_ARGS)
 
 down: build ## Stop what `make up` runs and clean up what a killed one left
 	@$(BIN)/certeus-operator down
