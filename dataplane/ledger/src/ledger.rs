@@ -16,11 +16,11 @@ use crate::commit::{CommitError, Receipt};
 use crate::error::Class;
 use crate::id::Day;
 use crate::metrics::{Metrics, Summary};
-use crate::postgres::Database;
+use crate::postgres::{Connection, Database, describe};
 use crate::queue::{Depth, Queue, QueueConfig, Refusal};
 use crate::schema::{self, SchemaError};
 use crate::submission::Submission;
-use crate::writer::{self, describe, unix_ms};
+use crate::writer::{self, unix_ms};
 
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,7 +37,7 @@ pub struct Config {
     pub database: Database,
     /// Commits under way at the same time, each with a connection of its own.
     pub writers: usize,
-    /// Connections for reads.
+    /// Connections for reads. Beside them and the writers' there is one for the health check.
     pub read_connections: usize,
     /// Bounds of the queue.
     pub queue: QueueConfig,
@@ -115,21 +115,26 @@ impl Shared {
     }
 
     pub(crate) fn set_available(&self) {
-        if self.availability.send_if_modified(|now| {
+        let changed = self.availability.send_if_modified(|now| {
             let changed = *now != Availability::Available;
             *now = Availability::Available;
-            changed
-        }) {
+            // Under the same lock, so that the gauge never contradicts the state.
             self.metrics.set_database_up(true);
+            changed
+        });
+        if changed {
             tracing::info!("the database is available");
         }
     }
 
     pub(crate) fn set_unavailable(&self, reason: &str) {
-        let was_available = self.is_available();
-        self.availability.send_replace(Availability::Unavailable { reason: reason.into() });
-        if was_available {
+        let mut was_available = false;
+        self.availability.send_modify(|now| {
+            was_available = *now == Availability::Available;
+            *now = Availability::Unavailable { reason: reason.into() };
             self.metrics.set_database_up(false);
+        });
+        if was_available {
             tracing::warn!(reason, "the database is not available: events are refused until it is back");
         }
     }
@@ -260,9 +265,14 @@ async fn supervise(shared: Arc<Shared>, writers: usize) {
     for _ in 0..writers {
         running.spawn(writer::run(Arc::clone(&shared)));
     }
-    while let Some(ended) = running.join_next().await {
-        ended.expect("a writer panicked");
-        assert!(background.try_join_next().is_none(), "a background task of the ledger ended");
+    loop {
+        tokio::select! {
+            ended = running.join_next() => match ended {
+                Some(ended) => ended.expect("a writer panicked"),
+                None => break,
+            },
+            ended = background.join_next() => panic!("a background task of the ledger ended: {ended:?}"),
+        }
     }
     background.shutdown().await;
 }
@@ -285,15 +295,22 @@ async fn watch_health(shared: Arc<Shared>) {
         tokio::time::sleep(OPEN_RETRY).await;
     }
     shared.set_available();
+    let mut connection = None;
     let mut partitions_made = Instant::now();
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        match tokio::time::timeout(HEALTH_TIMEOUT, probe(&shared)).await {
+        match tokio::time::timeout(HEALTH_TIMEOUT, probe(&shared, &mut connection)).await {
             Ok(Ok(())) => shared.set_available(),
-            Ok(Err(reason)) => shared.set_unavailable(&reason),
-            Err(_elapsed) => shared.set_unavailable("the database does not answer"),
+            Ok(Err(error)) => {
+                connection = None;
+                shared.set_unavailable(&error);
+            }
+            Err(_elapsed) => {
+                connection = None;
+                shared.set_unavailable("the database does not answer");
+            }
         }
         if partitions_made.elapsed() >= PARTITION_INTERVAL && shared.is_available() {
             match make_partitions(&shared).await {
@@ -324,9 +341,15 @@ async fn make_partitions(shared: &Shared) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// Asks whether the database would take a commit: a standby answers reads and still cannot.
-async fn probe(shared: &Shared) -> Result<(), String> {
-    let client = shared.pool.get().await.map_err(|error| describe(&error))?;
-    let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(|error| describe(&error))?;
+/// Asks whether the database would take a commit: a standby answers reads and still cannot. On a connection of its own,
+/// since slow reads may hold all of the pool's while commits go through.
+async fn probe(shared: &Shared, connection: &mut Option<Connection>) -> Result<(), String> {
+    let open = match connection.take() {
+        Some(open) => open,
+        None => shared.database.connect().await.map_err(|error| describe(&error))?,
+    };
+    let row =
+        open.client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(|error| describe(&error))?;
+    *connection = Some(open);
     if row.get(0) { Err("the database is a standby and takes no writes".to_owned()) } else { Ok(()) }
 }

@@ -228,11 +228,12 @@ impl Metrics {
         latencies += &recent.previous;
         let quantile = |q| Duration::from_micros(latencies.value_at_quantile(q));
         let batches = self.batches_committed.get();
-        let time = Duration::from_secs_f64(self.commit_duration.get_sample_sum().max(0.0));
+        #[expect(clippy::cast_precision_loss, reason = "a mean needs no more digits")]
+        let mean = self.commit_duration.get_sample_sum().max(0.0) / batches.max(1) as f64;
         Summary {
             events_processed: self.events_committed.get(),
             batches_processed: batches,
-            avg_batch_time: u32::try_from(batches.max(1)).map_or(Duration::ZERO, |batches| time / batches),
+            avg_batch_time: Duration::from_secs_f64(mean),
             events_per_second: recent.events_per_second,
             peak_events_per_second: recent.peak_events_per_second,
             p50_latency: quantile(0.50),

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -77,7 +77,10 @@ impl Database {
 
     /// A pool of at most `size` connections for reads.
     pub(crate) fn pool(&self, size: usize) -> Result<deadpool_postgres::Pool, deadpool_postgres::BuildError> {
-        let manager = deadpool_postgres::Manager::new(self.config.clone(), self.tls.clone());
+        let mut config = self.config.clone();
+        // A read that takes longer than this is a mistake, and must not hold a connection for ever.
+        config.options("-c statement_timeout=10s");
+        let manager = deadpool_postgres::Manager::new(config, self.tls.clone());
         deadpool_postgres::Pool::builder(manager)
             .max_size(size)
             .wait_timeout(Some(CONNECT_TIMEOUT))
@@ -141,6 +144,8 @@ impl ServerCertVerifier for AnyCertificate {
 const SESSION: &str = "SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
      SET idle_in_transaction_session_timeout = '30s'; \
+     SET statement_timeout = 0; \
+     SET default_transaction_isolation = 'read committed'; \
      SET TIME ZONE 'UTC'";
 
 /// A connection; dropping it closes the socket at once, also in mid-command.
@@ -170,9 +175,16 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn of(error: &Error) -> Self {
-        let Some(state) = error.code() else { return Self::Lost };
+        let Some(database) = error.as_db_error() else { return Self::Lost };
+        let state = database.code();
         if *state == SqlState::UNIQUE_VIOLATION {
-            return Self::Duplicate;
+            // Other keys hold the batch's own id. This one says that the head stands behind batches that exist.
+            let head_is_behind = database.constraint() == Some("batches_pkey");
+            return if head_is_behind { Self::Refused } else { Self::Duplicate };
+        }
+        if *state == SqlState::NOT_NULL_VIOLATION || *state == SqlState::QUERY_CANCELED {
+            // No head row, or a statement that was stopped: nothing the rows could help.
+            return Self::Refused;
         }
         match &state.code()[..2] {
             // Connection exceptions, operator intervention (shutdown, crash of another backend), system errors.
@@ -182,6 +194,32 @@ impl Failure {
             _ => Self::Refused,
         }
     }
+}
+
+/// An error with its causes, on one line. Of a database's error only what holds no row values: no detail, no context.
+pub(crate) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut texts = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(database) = error.downcast_ref::<DbError>() {
+            let constraint = database.constraint().map(|name| format!(" (constraint {name})"));
+            texts.push(format!(
+                "{} {}: {}{}",
+                database.severity(),
+                database.code().code(),
+                database.message(),
+                constraint.unwrap_or_default()
+            ));
+            break;
+        }
+        // Such a wrapper repeats its source's text in full.
+        let wraps = error.downcast_ref::<Error>().is_some_and(|error| error.as_db_error().is_some());
+        if !wraps {
+            texts.push(error.to_string());
+        }
+        next = error.source();
+    }
+    texts.join(": ")
 }
 
 #[cfg(test)]

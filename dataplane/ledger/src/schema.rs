@@ -58,14 +58,13 @@ pub(crate) async fn migrate(client: &mut Client, ledger: &str) -> Result<(), Sch
         .execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK])
         .await
         .map_err(sql("lock the schema"))?;
-    transaction
-        .batch_execute(
-            "CREATE SCHEMA IF NOT EXISTS certeus; \
-             CREATE TABLE IF NOT EXISTS certeus.migrations \
-             (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())",
-        )
-        .await
-        .map_err(sql("create the schema (the role needs the CREATE privilege on the database)"))?;
+    let exists = "SELECT to_regclass('certeus.migrations') IS NOT NULL";
+    if !transaction.query_one(exists, &[]).await.map_err(sql("look for the schema"))?.get::<_, bool>(0) {
+        let create = "CREATE SCHEMA IF NOT EXISTS certeus; CREATE TABLE certeus.migrations \
+             (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
+        let action = "create the schema (the role needs the CREATE privilege on the database)";
+        transaction.batch_execute(create).await.map_err(sql(action))?;
+    }
     let found: i32 = transaction
         .query_one("SELECT coalesce(max(version), 0) FROM certeus.migrations", &[])
         .await

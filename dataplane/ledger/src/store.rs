@@ -1,10 +1,11 @@
 //! Reads events back.
 //!
 //! Owns the read queries and the check of a single event against its log entry. Never writes. Limits: a page holds at
-//! most [`PAGE_EVENTS_MAX`] events and about [`PAGE_BYTES_MAX`] bytes, and looks at [`PAGE_SCAN_MAX`] events at most, so that a
+//! most [`PAGE_EVENTS_MAX`] events and about [`PAGE_BYTES_MAX`] bytes, and looks at [`PAGE_SCAN_MAX`] events for [`PAGE_TIME_MAX`] at most, so that a
 //! filter that matches little ends in a short page with a cursor instead of an endless query.
 
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use tokio_postgres::types::{FromSql, Type};
@@ -25,6 +26,12 @@ pub(crate) const PAGE_EVENTS_MAX: usize = 10_000;
 pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Events that one page looks at.
 const PAGE_SCAN_MAX: usize = 500_000;
+/// A page that has found too little ends after this long.
+const PAGE_TIME_MAX: Duration = Duration::from_secs(2);
+/// Events that one query looks at, at least, so that small batches do not make a query each.
+const GROUP_EVENTS: usize = 10_000;
+/// Indexes that one look for batches covers, so that a time filter which matches nothing still comes back.
+const WINDOW_EVENTS: u64 = 5_000_000;
 /// Batch rows read at a time.
 const BATCHES_PER_QUERY: i64 = 1000;
 
@@ -175,27 +182,45 @@ impl Ledger {
     /// When the database is away.
     pub async fn events(&self, filter: &Filter) -> Result<Page, ReadError> {
         let limit = filter.limit.clamp(1, PAGE_EVENTS_MAX);
+        let deadline = Instant::now() + PAGE_TIME_MAX;
         let client = self.shared().pool.get().await.map_err(ReadError::Pool)?;
-        let mut page = Page { events: Vec::new(), next_index: Some(filter.first_index) };
-        let (mut scanned, mut bytes) = (0, 0);
-        while let Some(next_index) = page.next_index {
-            let stretches = self.stretches(&client, filter, next_index).await?;
-            page.next_index = stretches.last().map(Stretch::end_index);
+        let end = self.end_index(&client).await?;
+        let mut page = Page { events: Vec::new(), next_index: None };
+        let (mut next_index, mut scanned, mut bytes) = (filter.first_index, 0, 0);
+        while next_index < end {
+            let window_end = end.min(next_index.saturating_add(WINDOW_EVENTS));
+            let stretches = self.stretches(&client, filter, next_index, window_end).await?;
             let mut rest = &stretches[..];
             while !rest.is_empty() {
-                let group = group(&mut rest, limit - page.events.len());
+                let group = group(&mut rest, GROUP_EVENTS.max(limit - page.events.len()));
                 scanned += group.iter().map(Stretch::len).sum::<usize>();
                 let wanted = Wanted { filter, limit, bytes: &mut bytes };
                 if read_group(&client, group, wanted, &mut page).await? {
                     return Ok(page);
                 }
-                if scanned >= PAGE_SCAN_MAX {
-                    page.next_index = group.last().map(Stretch::end_index);
+                if scanned >= PAGE_SCAN_MAX || Instant::now() >= deadline {
+                    page.next_index = group.last().map(Stretch::end_index).filter(|next| *next < end);
                     return Ok(page);
                 }
             }
+            let read_to = stretches.last().map_or(0, Stretch::end_index);
+            // A full list of stretches ends where it ends; a shorter one means that the rest of the window has none.
+            let full = i64::try_from(stretches.len()).is_ok_and(|count| count == BATCHES_PER_QUERY);
+            next_index = if full { read_to } else { read_to.max(window_end) };
+            if Instant::now() >= deadline {
+                page.next_index = Some(next_index).filter(|next| *next < end);
+                return Ok(page);
+            }
         }
         Ok(page)
+    }
+
+    /// The index after the ledger's last event.
+    async fn end_index(&self, client: &deadpool_postgres::Client) -> Result<u64, ReadError> {
+        const SQL: &str = "SELECT next_index FROM certeus.heads WHERE ledger = $1";
+        let statement = client.prepare_cached(SQL).await?;
+        let row = client.query_opt(&statement, &[&self.name()]).await?;
+        Ok(row.and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok()).unwrap_or(0))
     }
 
     /// The next batches that may hold matching events, by the bounds of their times.
@@ -204,16 +229,20 @@ impl Ledger {
         client: &deadpool_postgres::Client,
         filter: &Filter,
         next_index: u64,
+        window_end: u64,
     ) -> Result<Vec<Stretch>, ReadError> {
         const SQL: &str = "SELECT first_index, batch_id, event_count, committed_at FROM certeus.batches \
              WHERE ledger = $1 AND first_index >= \
              (SELECT coalesce(max(first_index), 0) FROM certeus.batches WHERE ledger = $1 AND first_index <= $2) \
-             AND first_index + event_count > $2 AND ($3::timestamptz IS NULL OR max_time >= $3) AND ($4::timestamptz IS NULL OR min_time < $4) \
+             AND first_index < $6 AND first_index + event_count > $2 AND ($3::timestamptz IS NULL OR max_time >= $3) AND ($4::timestamptz IS NULL OR min_time < $4) \
              ORDER BY first_index LIMIT $5";
-        let Ok(first) = i64::try_from(next_index) else { return Ok(Vec::new()) };
+        let (Ok(first), Ok(end)) = (i64::try_from(next_index), i64::try_from(window_end)) else {
+            return Ok(Vec::new());
+        };
         let statement = client.prepare_cached(SQL).await?;
         let (from, to) = bounds(filter);
-        let rows = client.query(&statement, &[&self.name(), &first, &from, &to, &BATCHES_PER_QUERY]).await?;
+        let rows =
+            client.query(&statement, &[&self.name(), &first, &from, &to, &BATCHES_PER_QUERY, &end]).await?;
         rows.iter()
             .map(|row| {
                 let batch: Uuid = row.get(1);
@@ -269,7 +298,7 @@ async fn read_group(
          CROSS JOIN LATERAL (SELECT * FROM certeus.events \
          WHERE id >= s.first_id AND id <= s.last_id \
          AND ($3::timestamptz IS NULL OR event_time >= $3) AND ($4::timestamptz IS NULL OR event_time < $4) \
-         AND ($5::text IS NULL OR type = $5) ORDER BY id LIMIT $6) e ORDER BY s.ord, e.id";
+         AND ($5::text IS NULL OR type = $5) ORDER BY id LIMIT $6) e ORDER BY s.ord, e.id LIMIT $6";
     let statement = client.prepare_cached(SQL).await?;
     let first_ids: Vec<Uuid> = group.iter().map(|stretch| stretch.first_id).collect();
     let last_ids: Vec<Uuid> = group.iter().map(|stretch| stretch.last_id).collect();

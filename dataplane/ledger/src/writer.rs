@@ -29,7 +29,7 @@ use crate::commit::{self, Batch, COPY_COLUMNS, CommitError, Header, Receipt};
 use crate::envelope::BatchSecret;
 use crate::id::{BatchId, Day};
 use crate::ledger::Shared;
-use crate::postgres::{Connection, Failure};
+use crate::postgres::{Connection, Failure, describe};
 use crate::queue::{Pending, Taken};
 use crate::schema;
 use crate::timestamp::Timestamp;
@@ -37,7 +37,9 @@ use crate::timestamp::Timestamp;
 /// How long after its admission a request is answered when the database is away.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
 /// What a commit is given at least, however long its requests waited.
-const ATTEMPT_MIN: Duration = Duration::from_secs(5);
+const COMMIT_MIN: Duration = Duration::from_secs(5);
+/// A connection that does not answer for this long is given up, while there is still time to try on another one.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Up to here one `INSERT` statement is quicker than the three round trips of a `COPY`.
@@ -98,17 +100,6 @@ impl From<Error> for Failed {
     }
 }
 
-/// An error with its causes, on one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 impl Writer<'_> {
     /// Commits what was taken and answers every request in it.
     async fn commit_taken(&mut self, mut taken: Taken<'_>) {
@@ -153,22 +144,27 @@ impl Writer<'_> {
         let oldest = batch.requests.iter().map(|pending| pending.admitted).min();
         let mut deadline = oldest.unwrap_or_else(Instant::now) + COMMIT_DEADLINE;
         if self.shared.is_available() {
-            deadline = deadline.max(Instant::now() + ATTEMPT_MIN);
+            deadline = deadline.max(Instant::now() + COMMIT_MIN);
+        }
+        if Instant::now() >= deadline {
+            return Err(CommitError::Unavailable);
         }
         let mut doubt = Doubt::default();
         let mut backoff = BACKOFF_MIN;
         loop {
             doubt.sent = false;
-            let failed = match tokio::time::timeout_at(deadline, self.attempt(batch, &mut doubt)).await {
-                Ok(Ok(first_index)) => {
-                    self.shared.set_available();
-                    return Ok(first_index);
-                }
-                Ok(Err(failed)) => failed,
-                Err(_elapsed) => {
-                    Failed { failure: Failure::Lost, reason: "the database does not answer".to_owned() }
-                }
-            };
+            let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_MAX);
+            let failed =
+                match tokio::time::timeout_at(attempt_deadline, self.attempt(batch, &mut doubt)).await {
+                    Ok(Ok(first_index)) => {
+                        self.shared.set_available();
+                        return Ok(first_index);
+                    }
+                    Ok(Err(failed)) => failed,
+                    Err(_elapsed) => {
+                        Failed { failure: Failure::Lost, reason: "the database does not answer".to_owned() }
+                    }
+                };
             // Whatever went wrong, the connection's state is not worth finding out.
             self.session = None;
             tracing::warn!(
@@ -176,11 +172,16 @@ impl Writer<'_> {
                 batch.events = batch.event_count(), "a commit attempt failed"
             );
             match failed.failure {
+                Failure::Rejected if doubt.earlier => return Err(CommitError::OutcomeUnknown),
                 Failure::Rejected => return Err(CommitError::Rejected),
                 // The earlier attempt was committed after all, which the next one reads.
                 Failure::Duplicate => doubt.earlier = true,
                 Failure::Refused => self.shared.set_unavailable(&failed.reason),
                 Failure::Lost => {
+                    if doubt.sent && !doubt.earlier {
+                        // There must be time for at least one look on another connection.
+                        deadline = deadline.max(Instant::now() + COMMIT_MIN);
+                    }
                     doubt.earlier |= doubt.sent;
                     self.shared.set_unavailable(&failed.reason);
                 }

@@ -42,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) registry: Registry,
     /// Memory for requests.
     pub(crate) budget: MemoryBudget,
+    /// Bytes of a request body, before and after decompression.
+    pub(crate) body_bytes_max: usize,
     /// Size of the whole connection pool, writers included.
     pub(crate) pool_size: usize,
 }
@@ -89,6 +91,7 @@ fn health_routes() -> Router<App> {
         .route("/health/ready", get(health::ready))
         .route("/health/detailed", get(health::detailed))
         .route("/health/system", get(health::system))
+        .method_not_allowed_fallback(no_such_method)
 }
 
 /// What the API port serves.
@@ -103,7 +106,7 @@ pub(crate) fn api_router(app: App, key: ApiKey) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(key, require_key));
-    guarded.merge(health_routes()).layer(axum::extract::DefaultBodyLimit::disable()).with_state(app)
+    guarded.merge(health_routes()).with_state(app)
 }
 
 /// What the admin port serves.

@@ -2,10 +2,11 @@
 //!
 //! Owns the comparison, which takes the same time wherever a wrong key differs. Never logs what a caller sent.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -38,9 +39,32 @@ impl ApiKey {
     }
 }
 
-/// Lets a request pass only with the key.
+/// Whether a pod that asks for no key may answer: only what names this machine itself.
+///
+/// Loopback keeps other machines out, but not the pages in a browser on this one: a page may send requests here (then
+/// its `Origin` is elsewhere), or have its own name resolved to 127.0.0.1 (then `Host` is that name).
+fn is_local(headers: &HeaderMap) -> bool {
+    let local = |authority: &str| {
+        let host =
+            authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let host = host.map_or(authority, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    };
+    let all_local = |name: HeaderName, strip: fn(&str) -> &str| {
+        headers.get_all(name).iter().all(|value| value.to_str().is_ok_and(|text| local(strip(text))))
+    };
+    all_local(header::HOST, |host| host)
+        && all_local(header::ORIGIN, |origin| {
+            origin.split_once("://").map_or(origin, |(_, authority)| authority)
+        })
+}
+
+/// Lets a request pass only with the key, or from this machine where there is none.
 pub(crate) async fn require_key(State(key): State<ApiKey>, request: Request, next: Next) -> Response {
-    if key.admits(request.headers()) {
+    if key.0.is_none() && !is_local(request.headers()) {
+        let detail = "without an API key only requests to and from localhost are answered";
+        Error::new(Code::Forbidden, detail).into_response()
+    } else if key.admits(request.headers()) {
         next.run(request).await
     } else {
         let detail = "send the header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'";
@@ -55,14 +79,31 @@ mod tests {
 
     fn admits(name: &'static str, value: &'static str) -> bool {
         let config = Config::load(None, |name| match name {
-            "CERTEUS_DB_URL" => Some("postgres://localhost/x".to_owned()),
-            "CERTEUS_API_KEY" => Some("0123456789abcdef".to_owned()),
+            "CERTEUS_DB_URL" => Some("postgres://localhost/x".into()),
+            "CERTEUS_API_KEY" => Some("0123456789abcdef".into()),
             _ => None,
         });
         let key = ApiKey::new(config.unwrap().api_key.as_ref());
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().unwrap());
         key.admits(&headers)
+    }
+
+    #[test]
+    fn without_a_key_pages_from_elsewhere_are_refused() {
+        let headers = |pairs: &[(HeaderName, &str)]| -> HeaderMap {
+            pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+        };
+        let (host, origin) = (header::HOST, header::ORIGIN);
+        for ok in ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.8.8.8", "[::1]:8000"] {
+            assert!(is_local(&headers(&[(host.clone(), ok)])), "{ok}");
+        }
+        for bad in ["evil.example", "evil.example:8000", "10.0.0.1:8000", "localhost.evil.example", ""] {
+            assert!(!is_local(&headers(&[(host.clone(), bad)])), "{bad}");
+        }
+        let from = |page| is_local(&headers(&[(host.clone(), "127.0.0.1:9090"), (origin.clone(), page)]));
+        assert!(from("http://localhost:3000"));
+        assert!(!from("http://evil.example") && !from("null") && !from("http://127.0.0.1.evil.example"));
     }
 
     #[test]

@@ -4,23 +4,28 @@
 //! buffers past either limit: a client that sends more than fits is answered, not served slowly.
 
 use std::io::{self, Read};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
+use hyper::body as http_body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::problem::{Code, Error};
 
-/// Bytes of a request body, before and after decompression.
+/// Bytes of a request body, before and after decompression; fewer where the queue could not hold as many.
 pub(crate) const BODY_BYTES_MAX: usize = 32 << 20;
 /// A body has this long to arrive, so that a slow client does not hold memory for ever.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Memory is set aside as a body arrives, not as it is announced; this much at first.
 const FIRST_CAPACITY: usize = 64 << 10;
+/// A body up to this size is copied out of the connection's read buffer, which it would otherwise keep alive while it waits.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 /// zstd frames may ask for a window of at most this many bytes, as a power of two.
 const ZSTD_WINDOW_LOG_MAX: u32 = 25;
 
@@ -35,7 +40,8 @@ impl MemoryBudget {
         Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
     }
 
-    fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+    /// Sets bytes aside, or says at once that there are none.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         Arc::clone(&self.0).try_acquire_many_owned(permits).map_err(|error| match error {
             TryAcquireError::NoPermits => {
@@ -63,11 +69,13 @@ enum Encoding {
 
 impl Encoding {
     fn of(headers: &HeaderMap) -> Result<Self, Error> {
-        match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => Ok(Self::Identity),
-            Some(b"gzip" | b"x-gzip") => Ok(Self::Gzip),
-            Some(b"zstd") => Ok(Self::Zstd),
-            Some(_) => Err(Error::new(Code::UnsupportedMediaType, "Content-Encoding may be gzip or zstd")),
+        let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+        let encoding = values.next().map_or(&b"identity"[..], HeaderValue::as_bytes).to_ascii_lowercase();
+        match (&encoding[..], values.next()) {
+            (b"identity", None) => Ok(Self::Identity),
+            (b"gzip" | b"x-gzip", None) => Ok(Self::Gzip),
+            (b"zstd", None) => Ok(Self::Zstd),
+            _ => Err(Error::new(Code::UnsupportedMediaType, "Content-Encoding may be gzip or zstd")),
         }
     }
 }
@@ -82,24 +90,25 @@ pub(crate) async fn receive(
     budget: &MemoryBudget,
 ) -> Result<Received, Error> {
     let encoding = Encoding::of(headers)?;
-    let arrived = tokio::time::timeout(BODY_TIMEOUT, collect(body, budget)).await.map_err(|_elapsed| {
-        Error::new(Code::RequestTimeout, format!("the body took longer than {} s", BODY_TIMEOUT.as_secs()))
-    })??;
+    let arrived =
+        tokio::time::timeout(BODY_TIMEOUT, collect(body, max, budget)).await.map_err(|_elapsed| {
+            Error::new(
+                Code::RequestTimeout,
+                format!("the body took longer than {} s", BODY_TIMEOUT.as_secs()),
+            )
+        })??;
     if encoding == Encoding::Identity {
         return Ok(arrived);
     }
     // Milliseconds of work: let other tasks go on meanwhile.
-    tokio::task::block_in_place(|| decompress(encoding, &arrived.bytes, budget))
+    tokio::task::block_in_place(|| decompress(encoding, &arrived.bytes, max, budget))
 }
 
-fn too_large() -> Error {
-    Error::new(
-        Code::TooLarge,
-        format!("a request body has at most {BODY_BYTES_MAX} bytes, also when uncompressed"),
-    )
+fn too_large(max: usize) -> Error {
+    Error::new(Code::TooLarge, format!("a request body has at most {max} bytes, also when uncompressed"))
 }
 
-async fn collect(mut body: Body, budget: &MemoryBudget) -> Result<Received, Error> {
+async fn collect(mut body: Body, max: usize, budget: &MemoryBudget) -> Result<Received, Error> {
     let mut held = budget.reserve(0)?;
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
@@ -110,11 +119,11 @@ async fn collect(mut body: Body, budget: &MemoryBudget) -> Result<Received, Erro
         // Trailers mean nothing here.
         let Ok(data) = frame.into_data() else { continue };
         let length = first.len() + rest.len() + data.len();
-        if length > BODY_BYTES_MAX {
-            return Err(too_large());
+        if length > max {
+            return Err(too_large(max));
         }
         held.merge(budget.reserve(data.len())?);
-        // Most bodies come in one piece, which needs no copy.
+        // A large body that comes in one piece needs no copy.
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
@@ -126,21 +135,30 @@ async fn collect(mut body: Body, budget: &MemoryBudget) -> Result<Received, Erro
             rest.extend_from_slice(&data);
         }
     }
-    let bytes = if rest.is_empty() { first } else { rest.freeze() };
+    let bytes = match (rest.is_empty(), first.len()) {
+        (false, _) => rest.freeze(),
+        (true, 0..=COPIED_BYTES_MAX) => Bytes::copy_from_slice(&first),
+        (true, _) => first,
+    };
     Ok(Received { bytes, held })
 }
 
-fn decompress(encoding: Encoding, compressed: &[u8], budget: &MemoryBudget) -> Result<Received, Error> {
+fn decompress(
+    encoding: Encoding,
+    compressed: &[u8],
+    max: usize,
+    budget: &MemoryBudget,
+) -> Result<Received, Error> {
     let broken = |error: &io::Error| {
         Error::new(Code::InvalidRequest, format!("the compressed body is broken or cut short: {error}"))
     };
     match encoding {
-        Encoding::Identity => read_bounded(compressed, budget, broken),
-        Encoding::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(compressed), budget, broken),
+        Encoding::Identity => read_bounded(compressed, max, budget, broken),
+        Encoding::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(compressed), max, budget, broken),
         Encoding::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(compressed).map_err(|error| broken(&error))?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(|error| broken(&error))?;
-            read_bounded(decoder, budget, broken)
+            read_bounded(decoder, max, budget, broken)
         }
     }
 }
@@ -148,6 +166,7 @@ fn decompress(encoding: Encoding, compressed: &[u8], budget: &MemoryBudget) -> R
 /// Reads to the end, piece by piece, so that a small body that unpacks to gigabytes stops at the limit.
 fn read_bounded(
     mut source: impl Read,
+    max: usize,
     budget: &MemoryBudget,
     broken: impl Fn(&io::Error) -> Error,
 ) -> Result<Received, Error> {
@@ -160,9 +179,46 @@ fn read_bounded(
         if read == 0 {
             return Ok(Received { bytes: bytes.into(), held });
         }
-        if bytes.len() > BODY_BYTES_MAX {
-            return Err(too_large());
+        if bytes.len() > max {
+            return Err(too_large(max));
         }
         held.merge(budget.reserve(read)?);
+    }
+}
+
+/// A reply's body that holds on to its part of the budget until it is sent.
+pub(crate) struct HeldBody {
+    bytes: Full<Bytes>,
+    _held: OwnedSemaphorePermit,
+}
+
+impl HeldBody {
+    /// A body that counts against the budget.
+    ///
+    /// # Errors
+    /// When the budget is spent: clients that do not read their replies must not fill the memory.
+    pub(crate) fn new(bytes: Vec<u8>, budget: &MemoryBudget) -> Result<Body, Error> {
+        let held = budget.reserve(bytes.len())?;
+        Ok(Body::new(Self { bytes: Full::new(bytes.into()), _held: held }))
+    }
+}
+
+impl http_body::Body for HeldBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.bytes).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.bytes.size_hint()
     }
 }

@@ -5,6 +5,7 @@
 
 mod values;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,8 +18,20 @@ use tracing_subscriber::filter::LevelFilter;
 
 use values::{Bytes, Millis};
 
-/// Connections that the pool must have beside the writers': one read and the health check.
+/// Connections that a pod needs beside the writers': one for reads, one for the health check.
 const READ_CONNECTIONS_MIN: usize = 2;
+
+/// Every environment variable that is read.
+const VARIABLES: &[&str] = &[
+    "CERTEUS_DB_URL",
+    "CERTEUS_API_KEY",
+    "CERTEUS_ENCRYPTION_KEY",
+    "CERTEUS_API_LISTEN",
+    "CERTEUS_ADMIN_LISTEN",
+    "CERTEUS_METRICS_PORT",
+    "CERTEUS_POOL_SIZE",
+    "CERTEUS_LOG_LEVEL",
+];
 
 /// Why the configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +182,12 @@ impl Config {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Error> {
         let file = path.map(read).transpose()?.unwrap_or_default();
-        resolve(file, variable)
+        for name in VARIABLES {
+            if variable(name).is_some_and(|value| value.to_str().is_none()) {
+                return Err(invalid(*name, "is not UTF-8"));
+            }
+        }
+        resolve(file, |name| variable(name).and_then(|value| value.into_string().ok()))
     }
 }
 
@@ -217,8 +235,12 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         ));
     }
     let api_key = variable("CERTEUS_API_KEY").map(Secret);
-    if api_key.as_ref().is_some_and(|key| key.expose().len() < 16) {
-        return Err(invalid("CERTEUS_API_KEY", "must have at least 16 characters"));
+    if let Some(key) = api_key.as_ref().map(Secret::expose)
+        && (key.len() < 16 || !key.bytes().all(|byte| byte.is_ascii_graphic()))
+    {
+        // No header could carry anything else, such as the line feed at the end of a mounted file.
+        let reason = "must have at least 16 characters, all of them visible ASCII without white space";
+        return Err(invalid("CERTEUS_API_KEY", reason));
     }
     let database_url = variable("CERTEUS_DB_URL").ok_or_else(|| {
         invalid(
@@ -392,8 +414,25 @@ mod tests {
                 .starts_with("CERTEUS_DB_URL: not a PostgreSQL URL")
         );
         assert!(refusal("", &[URL, ("CERTEUS_API_KEY", "")]).starts_with("CERTEUS_API_KEY: must have"));
+        assert!(
+            refusal("", &[URL, ("CERTEUS_API_KEY", "0123456789abcdef\n")])
+                .starts_with("CERTEUS_API_KEY: must")
+        );
         assert!(refusal("", &[URL, ("CERTEUS_ENCRYPTION_KEY", "x")]).contains("not available"));
         assert!(refusal("", &[URL, ("CERTEUS_METRICS_PORT", "99999")]).starts_with("CERTEUS_METRICS_PORT"));
+    }
+
+    #[test]
+    fn a_variable_that_is_not_text_is_never_taken_for_absent() {
+        use std::os::unix::ffi::OsStringExt;
+        for name in VARIABLES {
+            let found = Config::load(None, |asked| match asked {
+                _ if asked == *name => Some(OsString::from_vec(vec![0xff; 32])),
+                "CERTEUS_DB_URL" => Some(URL.1.into()),
+                _ => None,
+            });
+            assert_eq!(found.unwrap_err().to_string(), format!("{name}: is not UTF-8"));
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use api::{App, Parts};
 use auth::ApiKey;
-use body::MemoryBudget;
+use body::{BODY_BYTES_MAX, MemoryBudget};
 use config::{Config, Listen};
 use lifecycle::{Lifecycle, Phase};
 use process::Process;
@@ -61,7 +61,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { config, check_config } = Args::parse();
-    let config = match Config::load(config.as_deref(), |name| std::env::var(name).ok()) {
+    let config = match Config::load(config.as_deref(), |name| std::env::var_os(name)) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
@@ -109,6 +109,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         log_level: _,
         api_key,
     } = config;
+    raise_file_limit();
     // Before anything slow, so that a signal at any time drains instead of killing.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -117,7 +118,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         name: LEDGER.to_owned(),
         database,
         writers,
-        read_connections: pool_size - writers,
+        // One more is the health check's.
+        read_connections: pool_size - writers - 1,
         queue: QueueConfig {
             queue_events_max: queue_events,
             queue_bytes_max: queue_bytes,
@@ -140,6 +142,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         draining,
         registry,
         budget: MemoryBudget::new(queue_bytes * BUDGET_PER_QUEUE),
+        body_bytes_max: BODY_BYTES_MAX.min(queue_bytes),
         pool_size,
     });
     let key = ApiKey::new(api_key.as_ref());
@@ -170,4 +173,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     servers.shutdown().await;
     Ok(())
+}
+
+/// Connections need a file each, and the usual soft limit of 1,024 would also starve those to the database.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is not allowed, the pod serves as many connections as it can.
+    let _as_many_as_allowed = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

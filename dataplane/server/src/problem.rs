@@ -28,6 +28,8 @@ pub(crate) enum Code {
     RequestTimeout,
     /// The key is missing or wrong.
     Unauthorized,
+    /// Not from this machine.
+    Forbidden,
     /// There is no such thing.
     NotFound,
     /// The path does not take this method.
@@ -55,6 +57,7 @@ impl Code {
             Self::TooLarge => "too-large",
             Self::RequestTimeout => "request-timeout",
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::Overloaded => "overloaded",
@@ -73,6 +76,7 @@ impl Code {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
@@ -89,6 +93,7 @@ impl Code {
             Self::TooLarge => "The request or an event in it is too large",
             Self::RequestTimeout => "The request body did not arrive in time",
             Self::Unauthorized => "A valid API key is required",
+            Self::Forbidden => "Not from here",
             Self::NotFound => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::Overloaded => "Too much is waiting already; nothing was stored",
@@ -110,6 +115,7 @@ impl Code {
             | Self::TooLarge
             | Self::RequestTimeout
             | Self::Unauthorized
+            | Self::Forbidden
             | Self::NotFound
             | Self::MethodNotAllowed
             | Self::Corrupt

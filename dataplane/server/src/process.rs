@@ -31,13 +31,24 @@ pub(crate) fn usage() -> Option<Usage> {
     })
 }
 
+/// What the readings before have given.
+#[derive(Debug)]
+struct Last {
+    /// CPU time that the counter holds.
+    counted: Duration,
+    /// When the share was last renewed, and the CPU time then.
+    since: Instant,
+    cpu: Duration,
+    share: f64,
+}
+
 /// The process metrics, and the CPU share since the reading before.
 #[derive(Debug)]
 pub(crate) struct Process {
     cpu_seconds: Counter,
     resident: IntGauge,
     started: Instant,
-    last: Mutex<(Instant, Duration, f64)>,
+    last: Mutex<Last>,
 }
 
 impl Process {
@@ -57,26 +68,34 @@ impl Process {
         registry.register(Box::new(start.clone()))?;
         start.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         let now = Instant::now();
-        Ok(Self { cpu_seconds, resident, started: now, last: Mutex::new((now, Duration::ZERO, 0.0)) })
+        Ok(Self {
+            cpu_seconds,
+            resident,
+            started: now,
+            last: Mutex::new(Last { counted: Duration::ZERO, since: now, cpu: Duration::ZERO, share: 0.0 }),
+        })
     }
 
     /// Brings the metrics up to date; `None` when the operating system does not tell.
     pub(crate) fn update(&self) -> Option<Usage> {
-        let usage = usage()?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, cpu_before, _) = *last;
-        let cpu = usage.cpu.saturating_sub(cpu_before);
-        self.cpu_seconds.inc_by(cpu.as_secs_f64());
+        let usage = usage()?;
+        self.cpu_seconds.inc_by(usage.cpu.saturating_sub(last.counted).as_secs_f64());
+        last.counted = last.counted.max(usage.cpu);
         self.resident.set(i64::try_from(usage.resident_bytes).unwrap_or(i64::MAX));
-        let now = Instant::now();
-        let share = cpu.as_secs_f64() / now.duration_since(since).as_secs_f64().max(1e-3);
-        *last = (now, usage.cpu, share);
+        // The clock ticks every 10 ms: over less than a second the share would be mostly rounding.
+        let elapsed = last.since.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            last.share = usage.cpu.saturating_sub(last.cpu).as_secs_f64() / elapsed.as_secs_f64();
+            last.since = Instant::now();
+            last.cpu = usage.cpu;
+        }
         Some(usage)
     }
 
-    /// Cores used on average between the last two updates.
+    /// Cores used on average, over the last second or more between updates.
     pub(crate) fn cpu_share(&self) -> f64 {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).2
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).share
     }
 
     /// Time since start.

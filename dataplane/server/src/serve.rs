@@ -29,6 +29,10 @@ use crate::lifecycle::{Lifecycle, Phase};
 const CONNECTIONS_MAX: usize = 4096;
 /// A client has this long for a request's head; also how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// A client that takes in none of its reply for this long is cut off.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+/// Bytes of a request that are read ahead of the handler.
+const READ_BUFFER_BYTES_MAX: usize = 64 << 10;
 /// A connection is asked to come anew after 10 to 20 s, spread so that they do not all come at once.
 const AGE_MIN: Duration = Duration::from_secs(10);
 /// After an accept error such as "too many open files" there is no use in trying at once.
@@ -105,8 +109,8 @@ pub(crate) async fn serve_api(
         };
         let Some((stream, place)) = stream else { continue };
         let (router, lifecycle) = (router.clone(), Arc::clone(&lifecycle));
+        let guard = lifecycle.connected();
         tokio::spawn(async move {
-            let guard = lifecycle.connected();
             let age = AGE_MIN.mul_f64(1.0 + rand::random::<f64>());
             connection(stream, router, Some(age), &lifecycle).await;
             drop((guard, place));
@@ -135,7 +139,10 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => {
             // Replies are written whole: waiting for more to send only delays them.
-            if let Err(error) = stream.set_nodelay(true) {
+            let sent = socket2::SockRef::from(&stream);
+            if let Err(error) =
+                stream.set_nodelay(true).and_then(|()| sent.set_tcp_user_timeout(Some(WRITE_STALL)))
+            {
                 tracing::debug!(reason = %error, "a connection ended before it was served");
             }
             Some((stream, place))
@@ -164,7 +171,7 @@ async fn connection(stream: TcpStream, router: Router, age: Option<Duration>, li
         }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_BUFFER_BYTES_MAX);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -146,7 +146,7 @@ fn bad_input_gets_a_clear_reply_and_stores_nothing() {
 fn clients_that_vanish_or_dawdle_disturb_nobody() {
     let pg = postgres();
     let pod = Pod::start(&pg.url(), &Settings::default()).ready();
-    let head = "POST /v1/ledger/events HTTP/1.1\r\nhost: pod\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n[";
+    let head = "POST /v1/ledger/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n[";
     let dawdling: Vec<TcpStream> = (0..50)
         .map(|_| {
             let mut stream = TcpStream::connect(pod.api).unwrap();
@@ -159,7 +159,7 @@ fn clients_that_vanish_or_dawdle_disturb_nobody() {
     // A client that goes away after its request was admitted: the event is stored nevertheless.
     let mut vanishing = TcpStream::connect(pod.api).unwrap();
     let whole = format!(
-        "POST /v1/ledger/events HTTP/1.1\r\nhost: pod\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{EVENT}",
+        "POST /v1/ledger/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{EVENT}",
         EVENT.len()
     );
     vanishing.write_all(whole.as_bytes()).unwrap();
@@ -265,7 +265,7 @@ fn sigterm_under_load_acknowledges_exactly_what_is_stored() {
                 let mut acknowledged = 0;
                 while let Ok(stream) = TcpStream::connect(api) {
                     let mut stream = stream;
-                    let whole = format!("POST /v1/ledger/events HTTP/1.1\r\nhost: pod\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{EVENT}", EVENT.len());
+                    let whole = format!("POST /v1/ledger/events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{EVENT}", EVENT.len());
                     if stream.write_all(whole.as_bytes()).is_err() || !stream.peek(&mut [0]).is_ok_and(|read| read > 0) {
                         break;
                     }

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::App;
-use crate::body;
+use crate::body::{self, HeldBody};
 use crate::problem::{Code, Error, Problem, RefusedEvent, refused_events};
 
 /// Bytes of one event.
@@ -92,7 +92,7 @@ pub(crate) async fn append(
 ) -> Result<Response, Error> {
     let Query(AppendQuery { partial, ids }) = query.map_err(bad_query)?;
     let format = format_of(&headers)?;
-    let received = body::receive(&headers, body, &app.budget).await?;
+    let received = body::receive(&headers, body, app.body_bytes_max, &app.budget).await?;
     let on_bad = if partial { OnBadEvent::RefuseOne } else { OnBadEvent::RefuseAll };
     let limits = Limits {
         request_events_max: app.ledger.queue_config().queue_events_max,
@@ -272,26 +272,29 @@ pub(crate) async fn list(
         .get(header::ACCEPT)
         .is_some_and(|accept| accept.as_bytes().starts_with(b"application/x-ndjson"));
     if lines {
-        return Ok(ndjson(&page.events, next_cursor));
+        return ndjson(&app, &page.events, next_cursor);
     }
     let events = page.events.iter().map(EventReply::new).collect::<Result<_, Error>>()?;
-    Ok(json(&ListReply { events, next_cursor }).into_response())
+    let reply = serde_json::to_vec(&ListReply { events, next_cursor }).unwrap_or_default();
+    let mut response = HeldBody::new(reply, &app.budget)?.into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
-fn ndjson(events: &[StoredEvent], next_cursor: Option<String>) -> Response {
+fn ndjson(app: &App, events: &[StoredEvent], next_cursor: Option<String>) -> Result<Response, Error> {
     let mut body = Vec::with_capacity(events.iter().map(|event| event.payload.len() + 1).sum());
     for event in events {
         // A line feed in JSON can only be white space between tokens; as a space it keeps the event on its line.
         body.extend(event.payload.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
         body.push(b'\n');
     }
-    let mut response = body.into_response();
+    let mut response = HeldBody::new(body, &app.budget)?.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     if let Some(cursor) = next_cursor.and_then(|cursor| HeaderValue::from_str(&cursor).ok()) {
         headers.insert("certeus-next-cursor", cursor);
     }
-    response
+    Ok(response)
 }
 
 fn time(name: &str, text: Option<String>) -> Result<Option<Timestamp>, Error> {
