@@ -4,16 +4,13 @@
 //! buffers past either limit: a client that sends more than fits is answered, not served slowly.
 
 use std::io::{self, Read};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
-use hyper::body as http_body;
+use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::problem::{Code, Error};
@@ -87,6 +84,7 @@ impl Encoding {
 pub(crate) async fn receive(
     headers: &HeaderMap,
     body: Body,
+    max: usize,
     budget: &MemoryBudget,
 ) -> Result<Received, Error> {
     let encoding = Encoding::of(headers)?;
@@ -186,39 +184,23 @@ fn read_bounded(
     }
 }
 
-/// A reply's body that holds on to its part of the budget until it is sent.
-pub(crate) struct HeldBody {
-    bytes: Full<Bytes>,
+/// The bytes of a reply, which give back their part of the budget when they have been sent.
+struct Held {
+    bytes: Vec<u8>,
     _held: OwnedSemaphorePermit,
 }
 
-impl HeldBody {
-    /// A body that counts against the budget.
-    ///
-    /// # Errors
-    /// When the budget is spent: clients that do not read their replies must not fill the memory.
-    pub(crate) fn new(bytes: Vec<u8>, budget: &MemoryBudget) -> Result<Body, Error> {
-        let held = budget.reserve(bytes.len())?;
-        Ok(Body::new(Self { bytes: Full::new(bytes.into()), _held: held }))
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
-impl http_body::Body for HeldBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.bytes).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.bytes.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.bytes.size_hint()
-    }
+/// A reply that counts against the budget until it is sent.
+///
+/// # Errors
+/// When the budget is spent: clients that do not read their replies must not fill the memory.
+pub(crate) fn reply(bytes: Vec<u8>, budget: &MemoryBudget) -> Result<Bytes, Error> {
+    let held = budget.reserve(bytes.len())?;
+    Ok(Bytes::from_owner(Held { bytes, _held: held }))
 }

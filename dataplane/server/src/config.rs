@@ -179,7 +179,7 @@ impl Config {
     /// When something cannot be used.
     pub(crate) fn load(
         path: Option<&Path>,
-        variable: impl Fn(&str) -> Option<String>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Error> {
         let file = path.map(read).transpose()?.unwrap_or_default();
         for name in VARIABLES {

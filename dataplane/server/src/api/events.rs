@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::App;
-use crate::body::{self, HeldBody};
+use crate::body;
 use crate::problem::{Code, Error, Problem, RefusedEvent, refused_events};
 
 /// Bytes of one event.
@@ -276,19 +276,19 @@ pub(crate) async fn list(
     }
     let events = page.events.iter().map(EventReply::new).collect::<Result<_, Error>>()?;
     let reply = serde_json::to_vec(&ListReply { events, next_cursor }).unwrap_or_default();
-    let mut response = HeldBody::new(reply, &app.budget)?.into_response();
+    let mut response = body::reply(reply, &app.budget)?.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
 fn ndjson(app: &App, events: &[StoredEvent], next_cursor: Option<String>) -> Result<Response, Error> {
-    let mut body = Vec::with_capacity(events.iter().map(|event| event.payload.len() + 1).sum());
+    let mut lines = Vec::with_capacity(events.iter().map(|event| event.payload.len() + 1).sum());
     for event in events {
         // A line feed in JSON can only be white space between tokens; as a space it keeps the event on its line.
-        body.extend(event.payload.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
-        body.push(b'\n');
+        lines.extend(event.payload.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+        lines.push(b'\n');
     }
-    let mut response = HeldBody::new(body, &app.budget)?.into_response();
+    let mut response = body::reply(lines, &app.budget)?.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     if let Some(cursor) = next_cursor.and_then(|cursor| HeaderValue::from_str(&cursor).ok()) {
