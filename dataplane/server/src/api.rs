@@ -15,10 +15,11 @@ use axum::middleware;
 use axum::routing::{get, post};
 use certeus_ledger::Ledger;
 use prometheus::{IntGauge, Registry};
-use utoipa::OpenApi;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::auth::{ApiKey, require_key};
+use crate::auth::{self, require_key};
 use crate::body::MemoryBudget;
 use crate::lifecycle::Lifecycle;
 use crate::problem::{Code, Error};
@@ -67,6 +68,9 @@ impl std::ops::Deref for App {
 /// The API's description.
 #[derive(OpenApi)]
 #[openapi(
+    modifiers(&Keys),
+    // The empty one: a pod without a key asks for none.
+    security((), ("bearer" = []), ("header" = [])),
     info(title = "Certeus data plane", description = "A verifiable event ledger on PostgreSQL."),
     paths(
         events::append,
@@ -84,6 +88,18 @@ impl std::ops::Deref for App {
 )]
 struct Description;
 
+/// The two ways of showing the API key.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        let header = ApiKey::Header(ApiKeyValue::new("X-API-Key"));
+        components.add_security_scheme("header", SecurityScheme::ApiKey(header));
+    }
+}
+
 fn health_routes() -> Router<App> {
     Router::new()
         .route("/health", get(health::overview))
@@ -95,7 +111,7 @@ fn health_routes() -> Router<App> {
 }
 
 /// What the API port serves.
-pub(crate) fn api_router(app: App, key: ApiKey) -> Router {
+pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
     let guarded = Router::new()
         .route("/v1/ledger/events", post(events::append).get(events::list))
         .route("/v1/ledger/events/{id}", get(events::get_one))
@@ -110,7 +126,7 @@ pub(crate) fn api_router(app: App, key: ApiKey) -> Router {
 }
 
 /// What the admin port serves.
-pub(crate) fn admin_router(app: App, key: ApiKey) -> Router {
+pub(crate) fn admin_router(app: App, key: auth::ApiKey) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(admin::metrics))
         .route("/admin/drain", post(admin::drain).get(admin::drain_state))
@@ -131,6 +147,32 @@ async fn no_such_method(request: Request) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every parameter in a path is in its template, and every other one is in the query.
+    #[test]
+    fn parameters_are_where_the_description_says() {
+        let description = serde_json::to_value(Description::openapi()).unwrap();
+        let mut found = 0;
+        for (path, operations) in description["paths"].as_object().unwrap() {
+            for operation in operations.as_object().unwrap().values() {
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    let in_template = path.contains(&format!("{{{}}}", parameter["name"].as_str().unwrap()));
+                    assert_eq!(
+                        parameter["in"],
+                        if in_template { "path" } else { "query" },
+                        "{path} {parameter}"
+                    );
+                    assert_eq!(
+                        parameter["required"].as_bool().unwrap_or(false),
+                        in_template,
+                        "{path} {parameter}"
+                    );
+                    found += 1;
+                }
+            }
+        }
+        assert!(found >= 8, "{found} parameters");
+    }
 
     /// The published description changes only on purpose; `UPDATE_GOLDEN=1` rewrites it.
     #[test]

@@ -40,19 +40,25 @@ impl Folder {
 }
 
 fn looks(path: &Path) -> io::Result<Vec<Looks>> {
-    let look = |path: PathBuf| {
-        let metadata = fs::metadata(&path)?;
-        Ok((path, metadata.len(), metadata.modified().ok()))
+    let look = |path: PathBuf| match fs::metadata(&path) {
+        Ok(metadata) => Some(Ok((path, metadata.len(), metadata.modified().ok()))),
+        // Gone since the folder was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error)),
     };
-    files(path)?.into_iter().map(look).collect()
+    files(path)?.into_iter().filter_map(look).collect()
 }
 
-/// The manifest files of a folder, by name.
-pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// The manifest files of a folder, by name; or the one file that was named. Hidden files are an editor's, not the user's.
+pub(crate) fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(path)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
             found.push(path);
         }
     }
@@ -63,6 +69,20 @@ pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_file_may_be_named_and_an_editors_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.yaml");
+        fs::write(&file, "a").unwrap();
+        std::os::unix::fs::symlink("user@host.1234", folder.path().join(".#cluster.yaml")).unwrap();
+        assert_eq!(files(folder.path()).unwrap(), [file.clone()]);
+        assert_eq!(files(&file).unwrap(), [file.clone()]);
+        let mut watched = Folder::watch(file.clone());
+        fs::write(&file, "ab").unwrap();
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed());
+    }
 
     #[test]
     fn a_change_is_told_once_and_only_when_it_holds_still() {

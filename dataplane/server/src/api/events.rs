@@ -29,11 +29,49 @@ const PAGE_EVENTS_MAX: usize = 10_000;
 /// How to treat a request.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct AppendQuery {
     /// Accept the valid events of a request although others are not, and list the refused.
     partial: bool,
     /// Return the id of every event, not only the first.
     ids: bool,
+}
+
+/// A JSON body: one event or several.
+#[derive(ToSchema)]
+#[schema(example = json!({"type": "payment.made", "timestamp": "2026-01-31T12:00:00Z", "amount": 12.5}))]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the body, which is never parsed into a tree")]
+enum Events {
+    /// One event.
+    One(Event),
+    /// Several events, committed together.
+    Several(Vec<Event>),
+}
+
+/// An event: these two members, and any others.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body, which is never parsed into a tree")]
+struct Event {
+    /// What happened.
+    #[schema(min_length = 1, max_length = 256)]
+    r#type: String,
+    /// When: RFC 3339, or Unix time in s, ms, us or ns.
+    timestamp: Timestamps,
+    /// Anything else.
+    #[serde(flatten)]
+    more: std::collections::HashMap<String, serde_json::Value>,
+}
+
+/// An event's time.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the body, which is never parsed into a tree")]
+enum Timestamps {
+    /// RFC 3339.
+    Text(String),
+    /// Unix time.
+    Number(f64),
 }
 
 /// What was committed.
@@ -74,10 +112,15 @@ fn is_zero(number: &usize) -> bool {
     post,
     path = "/v1/ledger/events",
     params(AppendQuery),
-    request_body(content = Object, content_type = "application/json"),
+    request_body(description = "Events; also with Content-Encoding gzip or zstd", content(
+        (inline(Events) = "application/json"),
+        (String = "application/x-ndjson"),
+    )),
     responses(
         (status = 201, description = "The events are committed", body = Acknowledgement),
         (status = 400, description = "Nothing was stored: the request or an event is not valid", body = Problem),
+        (status = 401, description = "Nothing was stored: the API key is missing or wrong", body = Problem),
+        (status = 408, description = "Nothing was stored: the body took too long", body = Problem),
         (status = 413, description = "Nothing was stored: too large", body = Problem),
         (status = 415, description = "Nothing was stored: another content type is needed", body = Problem),
         (status = 429, description = "Nothing was stored: slow down", body = Problem),
@@ -208,6 +251,7 @@ pub(crate) async fn get_one(State(app): State<App>, Path(id): Path<String>) -> R
 /// Which events to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ListQuery {
     /// Only events of this type.
     #[serde(rename = "type")]
@@ -240,7 +284,12 @@ pub(crate) struct ListReply<'a> {
     path = "/v1/ledger/events",
     params(ListQuery),
     responses(
-        (status = 200, description = "A page of events", body = ListReply),
+        (status = 200, description = "A page of events", headers(
+            ("Certeus-Next-Cursor" = String, description = "With NDJSON: where the next page begins"),
+        ), content(
+            (ListReply = "application/json"),
+            (String = "application/x-ndjson"),
+        )),
         (status = 400, description = "A parameter is not valid", body = Problem),
         (status = 503, description = "The database is not available", body = Problem),
     )
