@@ -296,3 +296,75 @@ async fn tls_is_used_when_there_is_some_and_checked_when_required() {
     let Availability::Starting { reason: Some(reason) } = refused.clone() else { unreachable!() };
     assert!(reason.contains("certificate"), "{reason}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_hang_do_not_stop_writes() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    ledger.append(request(0, 3)).await.unwrap();
+    // A query on the parent table locks every partition, a commit only that of its day: hold tomorrow's.
+    let blocker = sql(&pg.url()).await;
+    let tomorrow =
+        "SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'certeus.events'::regclass";
+    let tomorrow: String = blocker.query_one(tomorrow, &[]).await.unwrap().get(0);
+    blocker.batch_execute(&format!("BEGIN; LOCK TABLE {tomorrow} IN ACCESS EXCLUSIVE MODE")).await.unwrap();
+    let mut reads = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let ledger = ledger.clone();
+        reads.spawn(async move { ledger.events(&Filter { limit: 10, ..Filter::default() }).await.is_ok() });
+    }
+    let started = std::time::Instant::now();
+    let mut next = 3;
+    // Longer than the health check waits.
+    while started.elapsed() < Duration::from_secs(5) {
+        assert_eq!(ledger.append(request(next, 1)).await.unwrap().first_index, next as u64);
+        next += 1;
+    }
+    blocker.batch_execute("COMMIT").await.unwrap();
+    assert!(reads.join_all().await.into_iter().any(|read| read), "no read came through in the end");
+    close(&ledger, tasks).await;
+}
+
+/// As after a partial restore. Nothing is stored, which is certain, so the answer must not be a doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_behind_its_batches_is_refused_for_certain() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    ledger.append(request(0, 3)).await.unwrap();
+    let client = sql(&pg.url()).await;
+    client.execute("UPDATE certeus.heads SET next_index = 0", &[]).await.unwrap();
+    let error = ledger.append(request(3, 1)).await.unwrap_err();
+    assert_eq!(error, AppendError::Commit(CommitError::Unavailable));
+    let stored: i64 = client.query_one("SELECT count(*) FROM certeus.events", &[]).await.unwrap().get(0);
+    assert_eq!(stored, 3);
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rare_type_among_single_events_is_found_quickly() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    // Batches of one event each, as single requests make them.
+    let client = sql(&pg.url()).await;
+    let receipt = ledger.append(request(0, 1)).await.unwrap();
+    let many = "WITH made AS (SELECT n, (left($1::uuid::text, 18) || '-9' || lpad(to_hex(n), 10, '0') || '00000')::text AS id \
+                FROM generate_series(1, 20000) n), \
+                e AS (INSERT INTO certeus.events SELECT (left(id, 23) || '-' || right(id, 12))::uuid, now(), 'common', '{}' FROM made), \
+                h AS (UPDATE certeus.heads SET next_index = 20001) \
+                INSERT INTO certeus.batches (ledger, first_index, event_count, batch_id, min_time, max_time, secret, entries) \
+                SELECT 'default', n, 1, (left(id, 23) || '-' || right(id, 12))::uuid, now(), now(), decode(repeat('00', 32), 'hex'), \
+                decode(repeat('00', 32), 'hex') FROM made";
+    client.execute(many, &[&receipt.first_id]).await.unwrap();
+    let started = std::time::Instant::now();
+    let filter = Filter { kind: Some("rare".to_owned()), limit: 1, ..Filter::default() };
+    let page = ledger.events(&filter).await.unwrap();
+    assert!(page.events.is_empty() && page.next_index.is_none(), "{page:?}");
+    // One query an event would take several seconds.
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    let filter = Filter { first_index: 19_990, limit: 100, ..Filter::default() };
+    assert_eq!(ledger.events(&filter).await.unwrap().events.len(), 11);
+    close(&ledger, tasks).await;
+}

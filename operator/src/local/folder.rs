@@ -76,8 +76,8 @@ mod tests {
         let file = folder.path().join("cluster.yaml");
         fs::write(&file, "a").unwrap();
         std::os::unix::fs::symlink("user@host.1234", folder.path().join(".#cluster.yaml")).unwrap();
-        assert_eq!(files(folder.path()).unwrap(), [file.clone()]);
-        assert_eq!(files(&file).unwrap(), [file.clone()]);
+        assert_eq!(files(folder.path()).unwrap(), std::slice::from_ref(&file));
+        assert_eq!(files(&file).unwrap(), std::slice::from_ref(&file));
         let mut watched = Folder::watch(file.clone());
         fs::write(&file, "ab").unwrap();
         assert!(!watched.has_changed());

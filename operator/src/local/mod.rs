@@ -115,7 +115,8 @@ pub(crate) fn down(args: DownArgs) -> Result<(), Error> {
 
 fn state_dir(args: StateArgs) -> Result<StateDir, Error> {
     let StateArgs { state_dir } = args;
-    Ok(StateDir::at(&state_dir.unwrap_or_else(StateDir::default_path))?)
+    let root = state_dir.map_or_else(StateDir::default_path, Ok)?;
+    Ok(StateDir::at(&root)?)
 }
 
 /// Everything that can be refused is, before anything is started.

@@ -16,6 +16,10 @@ use super::process::{ProcessId, boot_id};
 /// What went wrong with the state folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error(
+        "there is no folder for the state, as neither XDG_STATE_HOME nor HOME is set: name one with --state-dir"
+    )]
+    NoHome,
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(
@@ -43,15 +47,18 @@ const ENTRIES: &[&str] =
 
 impl StateDir {
     /// The folder for this user: `/var/lib/certeus` for root, otherwise below `$XDG_STATE_HOME` or `~/.local/state`.
-    pub(crate) fn default_path() -> PathBuf {
+    ///
+    /// # Errors
+    /// When the user has no home: a folder below `/tmp` could be somebody else's.
+    pub(crate) fn default_path() -> Result<PathBuf, Error> {
         if rustix::process::geteuid().is_root() {
-            return PathBuf::from("/var/lib/certeus");
+            return Ok(PathBuf::from("/var/lib/certeus"));
         }
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         absolute("XDG_STATE_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-            .unwrap_or_else(std::env::temp_dir)
-            .join("certeus")
+            .map(|folder| folder.join("certeus"))
+            .ok_or(Error::NoHome)
     }
 
     /// Names the folder without creating it.
