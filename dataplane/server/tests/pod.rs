@@ -300,6 +300,10 @@ fn pods_share_an_inherited_socket_and_one_drains_without_a_refusal() {
     let settings = Settings { env: &[("CERTEUS_API_LISTEN", "fd:0")], ..Settings::default() };
     let first = Pod::start_with(&pg.url(), &settings, inherit()).ready();
     assert_eq!(first.api, address);
+    // Kept open, so that the pod has somebody to send elsewhere: without connections it drains in no time.
+    let mut idle = TcpStream::connect(address).unwrap();
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    wait_for_reply(&idle);
     let second = Pod::start_with(&pg.url(), &settings, inherit());
     let started = Instant::now();
     while request(second.admin, "GET", "/health/ready", &[], b"").status != 200 {
