@@ -30,4 +30,4 @@ pub use ledger::{AppendError, Availability, Config, Ledger, StartError, Tasks};
 pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};
 pub use queue::{Depth, QueueConfig, Refusal};
-pub use store::{Filter, Page, ReadError, StoredEvent};
+pub use store::{Filter, PAGE_EVENTS_MAX, Page, ReadError, StoredEvent};

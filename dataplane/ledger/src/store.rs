@@ -21,7 +21,7 @@ use crate::timestamp::Timestamp;
 use crate::writer::PgTimestamp;
 
 /// Events on one page.
-pub(crate) const PAGE_EVENTS_MAX: usize = 10_000;
+pub const PAGE_EVENTS_MAX: usize = 10_000;
 /// Payload bytes after which a page ends.
 pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Events that one page looks at.

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
 use certeus_ledger::timestamp::Timestamp;
-use certeus_ledger::{Filter, StoredEvent};
+use certeus_ledger::{Filter, PAGE_EVENTS_MAX, StoredEvent};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -22,9 +22,8 @@ use crate::problem::{Code, Error, Problem, RefusedEvent, refused_events};
 const EVENT_BYTES_MAX: usize = 1 << 20;
 /// Bodies above this are parsed where they do not hold up other requests.
 const PARSE_INLINE_BYTES_MAX: usize = 1 << 20;
-/// Events on a page unless asked otherwise, and at most.
+/// Events on a page unless asked otherwise.
 const PAGE_EVENTS_DEFAULT: usize = 100;
-const PAGE_EVENTS_MAX: usize = 10_000;
 
 /// How to treat a request.
 #[derive(Debug, Default, Deserialize, IntoParams)]
