@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) queue: Queue,
     pub(crate) metrics: Metrics,
+    /// One erasure at a time: each holds a connection beside the pool's.
+    pub(crate) erasing: Semaphore,
     availability: watch::Sender<Availability>,
 }
 
@@ -175,6 +177,7 @@ impl Ledger {
             database,
             metrics: Metrics::register(registry, &queue)?,
             queue: Queue::new(queue),
+            erasing: Semaphore::new(1),
             availability: watch::Sender::new(Availability::Starting { reason: None }),
         });
         let mut tasks = JoinSet::new();

@@ -7,6 +7,7 @@
 //!
 //! The way of an event: [`submission`] finds it in the request's bytes, `queue` admits it, `writer` commits it as part
 //! of a `commit` batch under an [`id`] that leads back to its row, and `store` reads it and checks it against its [`envelope`].
+//! `erasure` destroys a payload and the salt that could confirm a guess of it.
 
 pub mod envelope;
 pub mod id;
@@ -15,6 +16,7 @@ pub mod submission;
 pub mod timestamp;
 
 mod commit;
+mod erasure;
 mod error;
 mod ledger;
 mod metrics;
@@ -25,9 +27,10 @@ mod store;
 mod writer;
 
 pub use commit::{CommitError, Receipt};
+pub use erasure::{EraseError, Erasure, REASON_BYTES_MAX, Reason};
 pub use error::Class;
 pub use ledger::{AppendError, Availability, Config, Ledger, StartError, Tasks};
 pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};
 pub use queue::{Depth, QueueConfig, Refusal};
-pub use store::{Filter, PAGE_EVENTS_MAX, Page, ReadError, StoredEvent};
+pub use store::{Content, Filter, PAGE_EVENTS_MAX, Page, ReadError, Salt, StoredEvent};

@@ -14,6 +14,9 @@ use crate::timestamp::{self, Timestamp};
 /// Bytes of the longest `type`.
 pub const TYPE_BYTES_MAX: usize = 256;
 
+/// Types that begin so are the ledger's own: it writes events of them itself, and takes none from clients.
+pub const RESERVED_TYPES: &str = "certeus.";
+
 /// How events are laid out in a request body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -59,6 +62,9 @@ pub enum EventError {
     /// `type` is not a usable text.
     #[error("`type` must be a string of 1 to {TYPE_BYTES_MAX} bytes without control characters")]
     Type,
+    /// `type` is one of the ledger's own.
+    #[error("`type` begins with `{RESERVED_TYPES}`, which is reserved for the ledger's own events")]
+    ReservedType,
     /// `timestamp` is neither text nor a number.
     #[error("`timestamp` must be an RFC 3339 string or a Unix number in s, ms, us or ns")]
     TimestampKind,
@@ -174,8 +180,29 @@ impl Submission {
     /// # Errors
     /// When the request is refused whole.
     pub fn parse(body: Bytes, format: Format, limits: &Limits, on_bad: OnBadEvent) -> Result<Parsed, Error> {
+        Self::parse_from(Source::Client, body, format, limits, on_bad)
+    }
+
+    /// An event that the ledger writes itself.
+    ///
+    /// # Errors
+    /// When it is no event after all.
+    pub(crate) fn own(event: Bytes) -> Result<Option<Self>, Error> {
+        let limits = Limits { request_events_max: 1, event_bytes_max: event.len() };
+        let parsed = Self::parse_from(Source::Ledger, event, Format::Json, &limits, OnBadEvent::RefuseAll)?;
+        Ok(parsed.submission)
+    }
+
+    fn parse_from(
+        source: Source,
+        body: Bytes,
+        format: Format,
+        limits: &Limits,
+        on_bad: OnBadEvent,
+    ) -> Result<Parsed, Error> {
         let text = std::str::from_utf8(&body).map_err(|error| Error::NotUtf8(error.valid_up_to()))?;
         let mut parser = Parser {
+            source,
             text,
             body: &body,
             limits,
@@ -228,7 +255,15 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("a part of a body that was checked to be UTF-8")
 }
 
+/// Who wrote an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Client,
+    Ledger,
+}
+
 struct Parser<'a> {
+    source: Source,
     /// The body, as text and as bytes.
     text: &'a str,
     body: &'a [u8],
@@ -380,6 +415,9 @@ impl<'a> Parser<'a> {
         let text = self.unescape(raw).ok_or(EventError::Type)?;
         if text.is_empty() || text.len() > TYPE_BYTES_MAX || text.chars().any(char::is_control) {
             return Err(EventError::Type);
+        }
+        if self.source == Source::Client && text.starts_with(RESERVED_TYPES) {
+            return Err(EventError::ReservedType);
         }
         Ok(match text {
             Cow::Borrowed(_) => Kind::Plain(Place::new(raw.start..raw.end)),

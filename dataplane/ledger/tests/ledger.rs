@@ -86,7 +86,7 @@ async fn events_of_both_commit_paths_come_back_unchanged_and_in_order() {
     let third = uuid::Uuid::from_u128(large.first_id.as_u128() + 2);
     let event = ledger.event(third).await.unwrap().unwrap();
     let payload = "{\"type\":\"t2\",\"timestamp\":1769860805,\"n\":5}";
-    assert_eq!((event.index, &event.kind[..], &event.payload[..]), (5, "t2", payload.as_bytes()));
+    assert_eq!((event.index, &event.kind[..], event.payload()), (5, "t2", Some(payload.as_bytes())));
     let unknown = uuid::Uuid::from_u128(large.first_id.as_u128() + 5000);
     assert_eq!(ledger.event(unknown).await.unwrap(), None);
 
@@ -364,7 +364,9 @@ async fn a_rare_type_among_single_events_is_found_quickly() {
     assert!(page.events.is_empty() && page.next_index.is_none(), "{page:?}");
     // One query an event would take several seconds.
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    // Their log entries were made up, and the first one that is asked for is named.
     let filter = Filter { first_index: 19_990, limit: 100, ..Filter::default() };
-    assert_eq!(ledger.events(&filter).await.unwrap().events.len(), 11);
+    let error = ledger.events(&filter).await.unwrap_err().to_string();
+    assert!(error.contains("4e1600000 does not match"), "{error}");
     close(&ledger, tasks).await;
 }

@@ -3,6 +3,7 @@
 //! Owns the table of routes. Handlers sit in the modules below; none of them knows SQL or sockets.
 
 mod admin;
+pub(crate) mod erasure;
 mod events;
 mod health;
 mod status;
@@ -76,6 +77,7 @@ impl std::ops::Deref for App {
         events::append,
         events::get_one,
         events::list,
+        erasure::erase,
         status::metrics,
         status::ledger_health,
         status::diagnostics,
@@ -115,6 +117,7 @@ pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
     let guarded = Router::new()
         .route("/v1/ledger/events", post(events::append).get(events::list))
         .route("/v1/ledger/events/{id}", get(events::get_one))
+        .route("/v1/ledger/events/{id}/erasure", post(erasure::erase))
         .route("/v1/ledger/metrics", get(status::metrics))
         .route("/v1/ledger/health", get(status::ledger_health))
         .route("/v1/ledger/diagnostics", get(status::diagnostics))

@@ -6,9 +6,11 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use certeus_ledger::submission::{self, EventError, Refused};
-use certeus_ledger::{AppendError, Class, CommitError, ReadError, Refusal};
+use certeus_ledger::{AppendError, Class, CommitError, EraseError, Erasure, ReadError, Refusal};
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::api::erasure::ErasureReply;
 
 /// Every problem's `type` begins with this; the code follows.
 const TYPE_BASE: &str = "https://certeus.io/problems/";
@@ -34,6 +36,10 @@ pub(crate) enum Code {
     NotFound,
     /// The path does not take this method.
     MethodNotAllowed,
+    /// The event's payload was erased.
+    Erased,
+    /// The event may not be erased.
+    NotErasable,
     /// The queue is full.
     Overloaded,
     /// The database is away; nothing was stored.
@@ -60,6 +66,8 @@ impl Code {
             Self::Forbidden => "forbidden",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
+            Self::Erased => "erased",
+            Self::NotErasable => "not-erasable",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
@@ -79,6 +87,8 @@ impl Code {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Erased => StatusCode::GONE,
+            Self::NotErasable => StatusCode::CONFLICT,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable | Self::Draining | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -96,10 +106,12 @@ impl Code {
             Self::Forbidden => "Not from here",
             Self::NotFound => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
+            Self::Erased => "The event's payload was erased",
+            Self::NotErasable => "The event may not be erased",
             Self::Overloaded => "Too much is waiting already; nothing was stored",
             Self::Unavailable => "The database is not available; nothing was stored",
             Self::Draining => "This pod is shutting down; nothing was stored",
-            Self::OutcomeUnknown => "The outcome is unknown; the events may be stored",
+            Self::OutcomeUnknown => "The outcome is unknown; it may have been done",
             Self::Corrupt => "Stored data does not match the log",
             Self::Internal => "Internal error",
         }
@@ -118,6 +130,8 @@ impl Code {
             | Self::Forbidden
             | Self::NotFound
             | Self::MethodNotAllowed
+            | Self::Erased
+            | Self::NotErasable
             | Self::Corrupt
             | Self::Internal => None,
         }
@@ -139,6 +153,9 @@ pub(crate) struct Problem {
     /// The events that were refused, at most 100 of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refused: Vec<RefusedEvent>,
+    /// The record of the event's erasure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erasure: Option<Box<ErasureReply>>,
 }
 
 /// An event that was refused.
@@ -169,27 +186,35 @@ pub(crate) struct Error {
     code: Code,
     detail: String,
     refused: Vec<RefusedEvent>,
+    erasure: Option<Box<ErasureReply>>,
 }
 
 impl Error {
     /// A problem of this kind, with words for this case.
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), refused: Vec::new() }
+        Self { code, detail: detail.into(), refused: Vec::new(), erasure: None }
     }
 
     /// Every event of a request was refused.
     pub(crate) fn all_refused(refused: &[Refused]) -> Self {
         let detail = format!("each of the {} events was refused", refused.len());
-        Self { code: Code::InvalidEvent, detail, refused: refused_events(refused) }
+        Self { refused: refused_events(refused), ..Self::new(Code::InvalidEvent, detail) }
+    }
+
+    /// An event whose payload was erased.
+    pub(crate) fn erased(erasure: &Erasure) -> Self {
+        let detail = format!("event {} was erased at {}", erasure.event_id, erasure.erased_at);
+        Self { erasure: Some(Box::new(erasure.into())), ..Self::new(Code::Erased, detail) }
     }
 }
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let Self { code, detail, refused } = self;
+        let Self { code, detail, refused, erasure } = self;
         let status = code.status();
         let kind = format!("{TYPE_BASE}{}", code.name());
-        let problem = Problem { kind, title: code.title(), status: status.as_u16(), detail, refused };
+        let problem =
+            Problem { kind, title: code.title(), status: status.as_u16(), detail, refused, erasure };
         // Nothing in a problem can fail to serialise.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (status, body).into_response();
@@ -215,7 +240,7 @@ impl From<submission::Error> for Error {
                     EventError::TooLarge { .. } => Code::TooLarge,
                     _ => Code::InvalidEvent,
                 };
-                Self { code, detail, refused: refused_events(&[refused]) }
+                Self { refused: refused_events(&[refused]), ..Self::new(code, detail) }
             }
             submission::Error::NotUtf8(_) | submission::Error::Empty | submission::Error::Syntax(_) => {
                 Self::new(Code::InvalidRequest, detail)
@@ -250,6 +275,29 @@ impl From<ReadError> for Error {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(reason = %error, source, "a read failed");
                 Self::new(Code::Unavailable, "the database is not available")
+            }
+        }
+    }
+}
+
+impl From<EraseError> for Error {
+    fn from(error: EraseError) -> Self {
+        let detail = error.to_string();
+        match error {
+            EraseError::Reason => Self::new(Code::InvalidRequest, detail),
+            EraseError::NotFound(_) => Self::new(Code::NotFound, detail),
+            EraseError::Audit(_) => Self::new(Code::NotErasable, detail),
+            EraseError::Busy => Self::new(Code::Overloaded, detail),
+            EraseError::Read(error) => error.into(),
+            EraseError::Append(error) => error.into(),
+            EraseError::Malformed => {
+                tracing::error!(reason = detail, "an erasure failed");
+                Self::new(Code::Internal, detail)
+            }
+            EraseError::Unfinished(source) => {
+                let source = source.map(|error| error.to_string());
+                tracing::warn!(reason = detail, source, "an erasure failed");
+                Self::new(Code::OutcomeUnknown, detail)
             }
         }
     }

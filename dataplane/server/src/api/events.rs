@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
 use certeus_ledger::timestamp::Timestamp;
-use certeus_ledger::{Filter, PAGE_EVENTS_MAX, StoredEvent};
+use certeus_ledger::{Content, Filter, PAGE_EVENTS_MAX, StoredEvent};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -172,23 +172,37 @@ fn bad_query(rejection: QueryRejection) -> Error {
 }
 
 /// A JSON body; the types serialised here cannot fail to.
-fn json<T: Serialize>(value: &T) -> impl IntoResponse + use<T> {
+pub(super) fn json<T: Serialize>(value: &T) -> impl IntoResponse + use<T> {
     let body = serde_json::to_vec(value).unwrap_or_default();
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body)
 }
 
+/// The content type as written, and without its parameters in lower case.
+fn content_type(headers: &HeaderMap) -> (&str, String) {
+    let written = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    (written, written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
 fn format_of(headers: &HeaderMap) -> Result<Format, Error> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    match essence.to_ascii_lowercase().as_str() {
+    let (written, essence) = content_type(headers);
+    match essence.as_str() {
         "application/json" => Ok(Format::Json),
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Format::Ndjson),
         _ => Err(Error::new(
             Code::UnsupportedMediaType,
-            format!("Content-Type is {content_type:?}; send application/json or application/x-ndjson"),
+            format!("Content-Type is {written:?}; send application/json or application/x-ndjson"),
         )),
     }
+}
+
+/// Refuses a body that does not say it is JSON.
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Error> {
+    let (written, essence) = content_type(headers);
+    if essence == "application/json" {
+        return Ok(());
+    }
+    let detail = format!("Content-Type is {written:?}; send application/json");
+    Err(Error::new(Code::UnsupportedMediaType, detail))
 }
 
 /// An event as stored.
@@ -205,21 +219,31 @@ pub(crate) struct EventReply<'a> {
     timestamp: String,
     /// When it was committed.
     received_at: String,
-    /// The event, byte for byte as received.
-    #[schema(value_type = Object)]
-    event: &'a RawValue,
+    /// The event, byte for byte as received; null when it was erased.
+    #[schema(value_type = Option<Object>)]
+    event: Option<&'a RawValue>,
+    /// When its payload was erased.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erased_at: Option<String>,
 }
 
 impl<'a> EventReply<'a> {
     fn new(stored: &'a StoredEvent) -> Result<Self, Error> {
         let corrupt = || Error::new(Code::Corrupt, format!("event {} is not JSON any more", stored.id));
+        let (event, erased_at) = match &stored.content {
+            Content::Intact { payload, .. } => {
+                (Some(serde_json::from_slice(payload).map_err(|_not_json| corrupt())?), None)
+            }
+            Content::Erased(erasure) => (None, Some(erasure.erased_at.to_string())),
+        };
         Ok(Self {
             id: stored.id,
             index: stored.index,
             kind: &stored.kind,
             timestamp: stored.time.to_string(),
             received_at: stored.received_at.to_string(),
-            event: serde_json::from_slice(&stored.payload).map_err(|_not_json| corrupt())?,
+            event,
+            erased_at,
         })
     }
 }
@@ -233,18 +257,26 @@ impl<'a> EventReply<'a> {
         (status = 200, description = "The event", body = EventReply),
         (status = 400, description = "Not a UUID", body = Problem),
         (status = 404, description = "No such event", body = Problem),
+        (status = 410, description = "The event's payload was erased", body = Problem),
         (status = 500, description = "The stored bytes were altered", body = Problem),
         (status = 503, description = "The database is not available", body = Problem),
     )
 )]
 pub(crate) async fn get_one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Error> {
-    let bad =
-        |error: uuid::Error| Error::new(Code::InvalidRequest, format!("{id:?} is not an event id: {error}"));
-    let uuid: Uuid = id.parse().map_err(bad)?;
-    match app.ledger.event(uuid).await? {
-        Some(event) => Ok(json(&EventReply::new(&event)?).into_response()),
-        None => Err(Error::new(Code::NotFound, format!("there is no event {uuid}"))),
+    let id = event_id(&id)?;
+    let event = app.ledger.event(id).await?;
+    let event = event.ok_or_else(|| Error::new(Code::NotFound, format!("there is no event {id}")))?;
+    match &event.content {
+        Content::Intact { .. } => Ok(json(&EventReply::new(&event)?).into_response()),
+        Content::Erased(erasure) => Err(Error::erased(erasure)),
     }
+}
+
+/// The id in a path.
+pub(super) fn event_id(text: &str) -> Result<Uuid, Error> {
+    text.parse().map_err(|error: uuid::Error| {
+        Error::new(Code::InvalidRequest, format!("{text:?} is not an event id: {error}"))
+    })
 }
 
 /// Which events to list.
@@ -274,10 +306,12 @@ pub(crate) struct ListReply<'a> {
     next_cursor: Option<String>,
 }
 
-/// Lists events in index order, filtered by type and event time.
+/// Lists events in index order, filtered by type and event time, each checked against what was committed to.
+///
+/// A page ends before an event whose stored bytes were altered; the page that would begin with it is an error.
 ///
 /// With `Accept: application/x-ndjson` the reply is the events themselves, one per line as received, and the header
-/// `Certeus-Next-Cursor` takes the place of `next_cursor`.
+/// `Certeus-Next-Cursor` takes the place of `next_cursor`. Erased events are left out there, and have no `event` in JSON.
 #[utoipa::path(
     get,
     path = "/v1/ledger/events",
@@ -290,6 +324,7 @@ pub(crate) struct ListReply<'a> {
             (String = "application/x-ndjson"),
         )),
         (status = 400, description = "A parameter is not valid", body = Problem),
+        (status = 500, description = "The stored bytes of the page's first event were altered", body = Problem),
         (status = 503, description = "The database is not available", body = Problem),
     )
 )]
@@ -330,10 +365,11 @@ pub(crate) async fn list(
 }
 
 fn ndjson(app: &App, events: &[StoredEvent], next_cursor: Option<String>) -> Result<Response, Error> {
-    let mut lines = Vec::with_capacity(events.iter().map(|event| event.payload.len() + 1).sum());
-    for event in events {
+    let payloads = || events.iter().filter_map(StoredEvent::payload);
+    let mut lines = Vec::with_capacity(payloads().map(|payload| payload.len() + 1).sum());
+    for payload in payloads() {
         // A line feed in JSON can only be white space between tokens; as a space it keeps the event on its line.
-        lines.extend(event.payload.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+        lines.extend(payload.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
         lines.push(b'\n');
     }
     let mut response = body::reply(lines, &app.budget)?.into_response();
