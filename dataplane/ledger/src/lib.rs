@@ -7,23 +7,31 @@
 //!
 //! The way of an event: [`submission`] finds it in the request's bytes, `queue` admits it, `writer` commits it as part
 //! of a `commit` batch under an [`id`] that leads back to its row, and `store` reads it and checks it against its [`envelope`].
+//! A request that names itself (a [`request::Identity`]) is stored once however often it is sent: `dedup` decides, and the
+//! commit's own transaction makes it so.
 
 pub mod envelope;
 pub mod id;
 pub mod json;
+pub mod request;
 pub mod submission;
 pub mod timestamp;
 
+mod cases;
 mod commit;
+mod dedup;
 mod error;
 mod ledger;
 mod metrics;
 mod postgres;
+mod provenance;
 mod queue;
 mod schema;
+mod session;
 mod store;
 mod writer;
 
+pub use cases::{CaseEvent, CasePage};
 pub use commit::{CommitError, Receipt};
 pub use error::Class;
 pub use ledger::{AppendError, Availability, Config, Ledger, StartError, Tasks};

@@ -13,12 +13,13 @@ use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use crate::commit::from_postgres_micros;
-use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope};
+use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope, EnvelopeHead};
 use crate::error::Class;
 use crate::id::{self, BatchId};
 use crate::ledger::Ledger;
+use crate::provenance;
+use crate::session::PgTimestamp;
 use crate::timestamp::Timestamp;
-use crate::writer::PgTimestamp;
 
 /// Events on one page.
 pub const PAGE_EVENTS_MAX: usize = 10_000;
@@ -142,7 +143,7 @@ impl Ledger {
     /// When the database is away, or holds other bytes than were committed.
     pub async fn event(&self, id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
         const SQL: &str = "SELECT e.event_time, e.type, e.payload, b.first_index, b.committed_at, b.secret, \
-             substring(b.entries FROM $4 FOR 32) \
+             substring(b.entries FROM $4 FOR 32), b.producers \
              FROM certeus.events e JOIN certeus.batches b ON b.batch_id = $2 AND b.ledger = $3 WHERE e.id = $1";
         let position = id::position(id);
         let entry_start = i32::try_from(position * ENTRY_BYTES + 1).map_err(|_| ReadError::Impossible(id))?;
@@ -161,15 +162,19 @@ impl Ledger {
             payload: row.get(2),
         };
         let secret: [u8; 32] = row.get::<_, &[u8]>(5).try_into().map_err(|_| ReadError::Impossible(id))?;
-        let envelope = Envelope {
+        let batch_position = u32::try_from(position).map_err(|_| ReadError::Impossible(id))?;
+        let head = EnvelopeHead {
             ledger: self.name(),
             id,
             kind: &event.kind,
             time: event.time,
+            producer: provenance::find(row.get(7), batch_position)
+                .map_err(|_malformed| ReadError::Impossible(id))?,
             content_type: ContentType::Json,
-            payload: &event.payload,
+            key_id: &[],
         };
-        let salt = BatchSecret(secret).salt(u32::try_from(position).map_err(|_| ReadError::Impossible(id))?);
+        let envelope = Envelope { head, payload: &event.payload };
+        let salt = BatchSecret(secret).salt(batch_position);
         if envelope.entry(&salt, &mut Vec::new())[..] != *row.get::<_, &[u8]>(6) {
             return Err(ReadError::Altered(id));
         }

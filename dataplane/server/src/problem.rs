@@ -5,6 +5,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use certeus_ledger::request::IdentityError;
 use certeus_ledger::submission::{self, EventError, Refused};
 use certeus_ledger::{AppendError, Class, CommitError, ReadError, Refusal};
 use serde::Serialize;
@@ -34,6 +35,16 @@ pub(crate) enum Code {
     NotFound,
     /// The path does not take this method.
     MethodNotAllowed,
+    /// The idempotency key belongs to another request.
+    IdempotencyKeyReused,
+    /// The sequence numbers belong to another request.
+    SequenceReused,
+    /// Events of the producer are missing before these.
+    SequenceGap,
+    /// Only some of the producer's events are stored already.
+    SequenceOverlap,
+    /// The producer has a newer epoch.
+    ProducerFenced,
     /// The queue is full.
     Overloaded,
     /// The database is away; nothing was stored.
@@ -60,6 +71,11 @@ impl Code {
             Self::Forbidden => "forbidden",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
+            Self::IdempotencyKeyReused => "idempotency-key-reused",
+            Self::SequenceReused => "sequence-reused",
+            Self::SequenceGap => "sequence-gap",
+            Self::SequenceOverlap => "sequence-overlap",
+            Self::ProducerFenced => "producer-fenced",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
@@ -76,9 +92,12 @@ impl Code {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Forbidden | Self::ProducerFenced => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::IdempotencyKeyReused | Self::SequenceReused | Self::SequenceGap | Self::SequenceOverlap => {
+                StatusCode::CONFLICT
+            }
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable | Self::Draining | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -96,6 +115,13 @@ impl Code {
             Self::Forbidden => "Not from here",
             Self::NotFound => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
+            Self::IdempotencyKeyReused => {
+                "The idempotency key belongs to another request; nothing was stored"
+            }
+            Self::SequenceReused => "The sequence numbers belong to another request; nothing was stored",
+            Self::SequenceGap => "Events of the producer are missing before these; nothing was stored",
+            Self::SequenceOverlap => "Some of the events are stored already; nothing more was stored",
+            Self::ProducerFenced => "The producer has a newer epoch; nothing was stored",
             Self::Overloaded => "Too much is waiting already; nothing was stored",
             Self::Unavailable => "The database is not available; nothing was stored",
             Self::Draining => "This pod is shutting down; nothing was stored",
@@ -118,6 +144,11 @@ impl Code {
             | Self::Forbidden
             | Self::NotFound
             | Self::MethodNotAllowed
+            | Self::IdempotencyKeyReused
+            | Self::SequenceReused
+            | Self::SequenceGap
+            | Self::SequenceOverlap
+            | Self::ProducerFenced
             | Self::Corrupt
             | Self::Internal => None,
         }
@@ -224,6 +255,12 @@ impl From<submission::Error> for Error {
     }
 }
 
+impl From<IdentityError> for Error {
+    fn from(error: IdentityError) -> Self {
+        Self::new(Code::InvalidRequest, error.to_string())
+    }
+}
+
 impl From<AppendError> for Error {
     fn from(error: AppendError) -> Self {
         let code = match error {
@@ -232,7 +269,13 @@ impl From<AppendError> for Error {
             AppendError::Refused(Refusal::Closed) => Code::Draining,
             AppendError::Unavailable | AppendError::Commit(CommitError::Unavailable) => Code::Unavailable,
             AppendError::Commit(CommitError::OutcomeUnknown) => Code::OutcomeUnknown,
-            AppendError::Commit(CommitError::Rejected) => Code::Internal,
+            AppendError::Commit(CommitError::KeyReused) => Code::IdempotencyKeyReused,
+            AppendError::Commit(CommitError::SequenceReused) => Code::SequenceReused,
+            AppendError::Commit(CommitError::SequenceGap { .. }) => Code::SequenceGap,
+            AppendError::Commit(CommitError::SequenceOverlap { .. }) => Code::SequenceOverlap,
+            AppendError::Commit(CommitError::ProducerFenced { .. }) => Code::ProducerFenced,
+            // The handler answers duplicates itself, as they are no error to a client.
+            AppendError::Commit(CommitError::Rejected | CommitError::Duplicate) => Code::Internal,
         };
         Self::new(code, error.to_string())
     }
