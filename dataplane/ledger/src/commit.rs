@@ -7,10 +7,13 @@
 use bytes::{BufMut, BytesMut};
 use uuid::Uuid;
 
-use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope};
+use crate::dedup::{Advance, Claim};
+use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope, EnvelopeHead, ProducerPlace};
 use crate::error::Class;
 use crate::id::BatchId;
+use crate::provenance;
 use crate::queue::Pending;
+use crate::request::ProducerSequence;
 use crate::submission::EventRef;
 use crate::timestamp::Timestamp;
 
@@ -23,6 +26,8 @@ pub struct Receipt {
     pub count: usize,
     /// Id of the first event; the others' ids count up by one.
     pub first_id: Uuid,
+    /// Whether the events were stored by an earlier sending of the same request.
+    pub replayed: bool,
 }
 
 /// Why an admitted request was not acknowledged.
@@ -37,6 +42,35 @@ pub enum CommitError {
     /// The database refused the rows themselves, which validation should have prevented.
     #[error("the database refused the events")]
     Rejected,
+    /// The idempotency key belongs to another request.
+    #[error("the idempotency key was used for another request before")]
+    KeyReused,
+    /// The producer's sequence numbers belong to another request.
+    #[error("the sequence numbers were used for another request before")]
+    SequenceReused,
+    /// The producer's events are stored already, and where is not remembered any more.
+    #[error("the events of these sequence numbers are stored already")]
+    Duplicate,
+    /// Events of the producer are missing before these.
+    #[error("the next sequence number of this producer is {expected}: events before these are missing")]
+    SequenceGap {
+        /// The sequence number that comes next.
+        expected: u64,
+    },
+    /// Only some of the producer's events are stored already.
+    #[error(
+        "the next sequence number of this producer is {expected}: some of these events are stored already"
+    )]
+    SequenceOverlap {
+        /// The sequence number that comes next.
+        expected: u64,
+    },
+    /// The producer was replaced by a newer life of itself.
+    #[error("this producer was fenced: its epoch is now {epoch}")]
+    ProducerFenced {
+        /// The present epoch.
+        epoch: u32,
+    },
 }
 
 impl CommitError {
@@ -47,6 +81,12 @@ impl CommitError {
             Self::Unavailable => Class::Unavailable,
             Self::OutcomeUnknown => Class::OutcomeUnknown,
             Self::Rejected => Class::Bug,
+            Self::KeyReused
+            | Self::SequenceReused
+            | Self::Duplicate
+            | Self::SequenceGap { .. }
+            | Self::SequenceOverlap { .. }
+            | Self::ProducerFenced { .. } => Class::Invalid,
         }
     }
 }
@@ -57,7 +97,11 @@ pub(crate) struct Batch<'a> {
     pub(crate) ledger: &'a str,
     pub(crate) id: BatchId,
     pub(crate) secret: BatchSecret,
-    pub(crate) requests: &'a [Pending],
+    pub(crate) requests: &'a [&'a Pending],
+    /// The requests' claims, in their order.
+    pub(crate) claims: &'a [Option<Claim<'a>>],
+    /// What they do to the state of their producers.
+    pub(crate) advances: &'a [Advance<'a>],
 }
 
 /// What the batch's row needs to know of its events.
@@ -73,31 +117,77 @@ pub(crate) struct Header {
 pub(crate) struct Row<'a> {
     pub(crate) id: Uuid,
     pub(crate) event: EventRef<'a>,
+    pub(crate) producer: Option<ProducerPlace<'a>>,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
     pub(crate) fn event_count(&self) -> usize {
         self.requests.iter().map(|pending| pending.submission.len()).sum()
     }
 
+    /// The requests with the position of their first event.
+    fn placed(&self) -> impl Iterator<Item = (usize, &'a Pending)> {
+        self.requests.iter().scan(0_usize, |next, pending| {
+            let position = *next;
+            *next += pending.submission.len();
+            Some((position, *pending))
+        })
+    }
+
     /// The rows in order.
     pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> {
-        let events = self.requests.iter().flat_map(|pending| pending.submission.events());
-        events.enumerate().map(|(position, event)| Row { id: self.id.event(position), event })
+        let events = self.requests.iter().flat_map(|pending| {
+            let producer = pending.producer();
+            let place = move |offset: u64, producer: &'a ProducerSequence| ProducerPlace {
+                id: producer.id(),
+                epoch: producer.epoch(),
+                sequence: producer.first() + offset,
+            };
+            let numbered = (0_u64..).zip(pending.submission.events());
+            numbered.map(move |(offset, event)| (event, producer.map(|producer| place(offset, producer))))
+        });
+        let numbered = events.enumerate();
+        numbered.map(|(position, (event, producer))| Row { id: self.id.event(position), event, producer })
     }
 
     /// The receipts in the order of the requests, once the batch's first index is known.
     pub(crate) fn receipts(&self, first_index: u64) -> impl Iterator<Item = Receipt> {
-        self.requests.iter().scan(0_usize, move |position, pending| {
-            let count = pending.submission.len();
-            let receipt = Receipt {
-                first_index: first_index + *position as u64,
-                count,
-                first_id: self.id.event(*position),
-            };
-            *position += count;
-            Some(receipt)
+        self.placed().map(move |(position, pending)| Receipt {
+            first_index: first_index + position as u64,
+            count: pending.submission.len(),
+            first_id: self.id.event(position),
+            replayed: false,
         })
+    }
+
+    /// The claims of those requests that have one, each with the position of its first event.
+    pub(crate) fn claimed(&self) -> impl Iterator<Item = (usize, &Claim<'a>)> {
+        let claims = self.placed().zip(self.claims);
+        claims.filter_map(|((position, _), claim)| Some((position, claim.as_ref()?)))
+    }
+
+    /// The events that belong to a case: position and case.
+    pub(crate) fn cases(&self) -> impl Iterator<Item = (usize, &'a str)> {
+        self.placed().flat_map(|(first, pending)| {
+            pending.submission.cases().map(move |(position, case)| (first + position, case))
+        })
+    }
+
+    /// The column `producers` of the batch's row.
+    pub(crate) fn producers(&self) -> Option<Vec<u8>> {
+        let mut column = Vec::new();
+        for (position, pending) in self.placed() {
+            if let Some(producer) = pending.producer() {
+                provenance::write(&mut column, position, pending.submission.len(), producer);
+            }
+        }
+        (!column.is_empty()).then_some(column)
+    }
+
+    /// Whether there is nothing to store but events and the batch's row.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.claims.iter().all(Option::is_none)
+            && self.requests.iter().all(|pending| pending.submission.cases().next().is_none())
     }
 
     pub(crate) fn header(&self) -> HeaderBuilder<'_> {
@@ -128,15 +218,16 @@ impl HeaderBuilder<'_> {
     pub(crate) fn add(&mut self, row: &Row<'_>) {
         let EventRef { kind, time, payload } = row.event;
         let salt = self.secret.salt(self.position);
-        let envelope = Envelope {
+        let head = EnvelopeHead {
             ledger: self.ledger,
             id: row.id,
             kind,
             time,
+            producer: row.producer,
             content_type: ContentType::Json,
-            payload,
+            key_id: &[],
         };
-        let entry = envelope.entry(&salt, &mut self.scratch);
+        let entry = Envelope { head, payload }.entry(&salt, &mut self.scratch);
         self.header.entries.extend_from_slice(&entry);
         self.header.min_time = self.header.min_time.min(time);
         self.header.max_time = self.header.max_time.max(time);
@@ -177,7 +268,7 @@ pub(crate) fn write_copy_end(out: &mut BytesMut) {
 
 /// Appends one row in the binary COPY format.
 pub(crate) fn write_copy_row(out: &mut BytesMut, row: &Row<'_>) {
-    let Row { id, event } = row;
+    let Row { id, event, producer: _ } = row;
     out.reserve(2 + 4 * 4 + 16 + 8 + event.kind.len() + event.payload.len());
     out.put_i16(4);
     write_field(out, id.as_bytes());
@@ -216,12 +307,17 @@ mod tests {
     async fn requests_get_consecutive_places_and_entries_their_own_salt() {
         let line = "{\"type\":\"a\",\"timestamp\":5}\n";
         let requests = [pending(&line.repeat(2)), pending("{\"type\":\"b\",\"timestamp\":2}")];
+        let requests = requests.each_ref();
         let id = BatchId::new(1_769_860_800_000, 7 << 20);
-        let batch = Batch { ledger: "default", id, secret: BatchSecret([1; 32]), requests: &requests };
+        let (claims, secret) = ([None, None], BatchSecret([1; 32]));
+        let batch =
+            Batch { ledger: "default", id, secret, requests: &requests, claims: &claims, advances: &[] };
 
         let receipts: Vec<Receipt> = batch.receipts(40).collect();
-        assert_eq!(receipts[0], Receipt { first_index: 40, count: 2, first_id: id.event(0) });
-        assert_eq!(receipts[1], Receipt { first_index: 42, count: 1, first_id: id.event(2) });
+        let receipt =
+            |first_index, count, first_id| Receipt { first_index, count, first_id, replayed: false };
+        assert_eq!(receipts[0], receipt(40, 2, id.event(0)));
+        assert_eq!(receipts[1], receipt(42, 1, id.event(2)));
 
         let mut header = batch.header();
         let mut rows = BytesMut::new();

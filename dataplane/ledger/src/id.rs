@@ -81,6 +81,24 @@ impl Day {
         Self(u32::try_from(unix_ms / MILLIS_PER_DAY).unwrap_or(u32::MAX))
     }
 
+    /// From its number since 1970-01-01.
+    #[must_use]
+    pub(crate) fn of_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number since 1970-01-01.
+    #[must_use]
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The day before; the first day has none and is its own.
+    #[must_use]
+    pub(crate) fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
     /// The day after.
     #[must_use]
     pub fn next(self) -> Self {

@@ -333,15 +333,17 @@ async fn open(shared: &Shared) -> Result<(), SchemaError> {
     make_partitions(shared).await
 }
 
-/// Today's and tomorrow's.
+/// Makes today's and tomorrow's, and drops those of requests that are old.
 async fn make_partitions(shared: &Shared) -> Result<(), SchemaError> {
     let mut client = shared.pool.get().await?;
     let today = Day::of_unix_ms(unix_ms());
     for day in [today, today.next()] {
         let partition = |source| SchemaError::Sql { action: "make a partition", source };
         schema::ensure_partition(&mut client, day).await.map_err(partition)?;
+        schema::ensure_request_partitions(&mut client, day).await.map_err(partition)?;
     }
-    Ok(())
+    let old = |source| SchemaError::Sql { action: "drop old requests", source };
+    schema::drop_old_requests(&mut client).await.map_err(old)
 }
 
 /// Asks whether the database would take a commit: a standby answers reads and still cannot. On a connection of its own,

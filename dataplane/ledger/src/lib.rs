@@ -8,24 +8,32 @@
 //! The way of an event: [`submission`] finds it in the request's bytes, `queue` admits it, `writer` commits it as part
 //! of a `commit` batch under an [`id`] that leads back to its row, and `store` reads it and checks it against its [`envelope`].
 //! `erasure` destroys a payload and the salt that could confirm a guess of it.
+//! A request that names itself (a [`request::Identity`]) is stored once however often it is sent: `dedup` decides, and the
+//! commit's own transaction makes it so.
 
 pub mod envelope;
 pub mod id;
 pub mod json;
+pub mod request;
 pub mod submission;
 pub mod timestamp;
 
+mod cases;
 mod commit;
+mod dedup;
 mod erasure;
 mod error;
 mod ledger;
 mod metrics;
 mod postgres;
+mod provenance;
 mod queue;
 mod schema;
+mod session;
 mod store;
 mod writer;
 
+pub use cases::{CaseEvent, CasePage};
 pub use commit::{CommitError, Receipt};
 pub use erasure::{EraseError, Erasure, REASON_BYTES_MAX, Reason};
 pub use error::Class;

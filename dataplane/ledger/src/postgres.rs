@@ -160,6 +160,9 @@ impl Drop for Connection {
     }
 }
 
+/// What the names of the partitions of `certeus.requests` begin with.
+pub(crate) const REQUESTS_PREFIX: &str = "requests_";
+
 /// What a failed statement or transaction says about its effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -167,6 +170,8 @@ pub(crate) enum Failure {
     Lost,
     /// Rolled back because a key exists: this very batch may have been committed before.
     Duplicate,
+    /// Rolled back because a request's identity is taken, or its producer is elsewhere.
+    Claimed,
     /// Rolled back for a reason that may pass.
     Refused,
     /// Rolled back because of the rows themselves.
@@ -178,6 +183,9 @@ impl Failure {
         let Some(database) = error.as_db_error() else { return Self::Lost };
         let state = database.code();
         if *state == SqlState::UNIQUE_VIOLATION {
+            if database.table().is_some_and(|table| table.starts_with(REQUESTS_PREFIX)) {
+                return Self::Claimed;
+            }
             // Other keys hold the batch's own id. This one says that the head stands behind batches that exist.
             let head_is_behind = database.constraint() == Some("batches_pkey");
             return if head_is_behind { Self::Refused } else { Self::Duplicate };

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::commit::{CommitError, Receipt};
 use crate::id::BATCH_EVENTS_MAX;
+use crate::request::{Identity, ProducerSequence};
 use crate::submission::Submission;
 
 /// Where batching begins to pay: below it a waiting batch is left to grow while another is being committed.
@@ -61,6 +62,14 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
+    /// The producer's numbers, for a request that has them.
+    pub(crate) fn producer(&self) -> Option<&ProducerSequence> {
+        match self.submission.identity() {
+            Some((Identity::Producer(producer), _)) => Some(producer),
+            Some((Identity::Key(_), _)) | None => None,
+        }
+    }
+
     /// Answers the request. A client that went away does not matter: what was stored stays stored.
     pub(crate) fn answer(self, outcome: Result<Receipt, CommitError>) {
         let _client_gone = self.reply.send(outcome);

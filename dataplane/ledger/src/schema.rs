@@ -1,15 +1,20 @@
 //! The database schema: migrations, partitions, and the checks that make the database fit for a ledger.
 //!
 //! Owns the order of migrations and the naming of partitions. Several pods may call all of this at once: each step
-//! takes an advisory lock and finds done what another did. Never drops anything.
+//! takes an advisory lock and finds done what another did. Never drops anything but remembered requests that are too old.
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Transaction};
 
 use crate::id::Day;
+use crate::postgres::REQUESTS_PREFIX;
+use crate::request::Period;
 
 /// Migrations in order; the version of each is its place, from 1. Never edit one that was released.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../migrations/0001_ledger.sql"), include_str!("../migrations/0004_erasure.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_ledger.sql"),
+    include_str!("../migrations/0003_requests.sql"),
+    include_str!("../migrations/0004_erasure.sql"),
+];
 
 /// Key of the advisory lock under which the schema changes: "certeus" in ASCII.
 const LOCK: i64 = 0x63_65_72_74_65_75_73;
@@ -97,22 +102,61 @@ pub(crate) fn partition(day: Day) -> String {
 
 /// Makes sure that a day's partition exists.
 pub(crate) async fn ensure_partition(client: &mut Client, day: Day) -> Result<(), Error> {
-    let table = partition(day);
+    let bounds = format!("FROM ('{}') TO ('{}')", day.first_id(), day.next().first_id());
+    ensure(client, &partition(day), "certeus.events", &bounds).await
+}
+
+/// Makes sure that the partitions exist which the requests of a day are entered into.
+pub(crate) async fn ensure_request_partitions(client: &mut Client, day: Day) -> Result<(), Error> {
+    for period in Period::of_request(day) {
+        let bounds = format!("IN ({})", period.number());
+        let table = format!("certeus.{}", request_partition(period));
+        ensure(client, &table, "certeus.requests", &bounds).await?;
+    }
+    Ok(())
+}
+
+/// Name, without the schema, of the partition that remembers a period's requests: by its first day, so that names sort by time.
+fn request_partition(period: Period) -> String {
+    format!("{REQUESTS_PREFIX}{}", period.first_day().suffix())
+}
+
+/// Creates a partition unless it exists.
+async fn ensure(client: &mut Client, table: &str, parent: &str, bounds: &str) -> Result<(), Error> {
     let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await?;
     if exists.get(0) {
         return Ok(());
     }
-    let transaction = client.transaction().await?;
-    // Creating a partition locks the parent, which only reads use; a long read must not stop all others behind us.
-    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
-    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
-    let create = format!(
-        "CREATE TABLE IF NOT EXISTS {table} PARTITION OF certeus.events FOR VALUES FROM ('{}') TO ('{}')",
-        day.first_id(),
-        day.next().first_id(),
-    );
+    let transaction = change_partitions(client).await?;
+    let create = format!("CREATE TABLE IF NOT EXISTS {table} PARTITION OF {parent} FOR VALUES {bounds}");
     transaction.batch_execute(&create).await?;
     transaction.commit().await?;
     tracing::info!(partition = table, "partition created");
+    Ok(())
+}
+
+/// Begins to create or drop partitions, which locks their parent; nobody must wait long behind us.
+async fn change_partitions(client: &mut Client) -> Result<Transaction<'_>, Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    Ok(transaction)
+}
+
+/// Drops the partitions of requests that need not be remembered any more, by the database's clock.
+pub(crate) async fn drop_old_requests(client: &mut Client) -> Result<(), Error> {
+    const TODAY: &str = "SELECT ((now() AT TIME ZONE 'UTC')::date - date '1970-01-01')::bigint";
+    const OLD: &str = "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid \
+         WHERE inhparent = 'certeus.requests'::regclass AND relname < $1 ORDER BY relname";
+    let today: i64 = client.query_one(TODAY, &[]).await?.get(0);
+    let oldest = Period::oldest_needed(Day::of_number(u32::try_from(today).unwrap_or(0)));
+    let old = client.query(OLD, &[&request_partition(oldest)]).await?;
+    for row in old {
+        let table = format!("certeus.{}", row.get::<_, &str>(0));
+        let transaction = change_partitions(client).await?;
+        transaction.batch_execute(&format!("DROP TABLE IF EXISTS {table}")).await?;
+        transaction.commit().await?;
+        tracing::info!(partition = table, "partition of old requests dropped");
+    }
     Ok(())
 }

@@ -10,11 +10,12 @@ use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use crate::commit::from_postgres_micros;
-use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope};
+use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope, EnvelopeHead, ProducerPlace};
 use crate::erasure::{self, Erasure};
 use crate::error::Class;
 use crate::id::{self, BatchId};
 use crate::ledger::Ledger;
+use crate::provenance::Runs;
 use crate::timestamp::Timestamp;
 
 pub use page::{Filter, PAGE_EVENTS_MAX, Page};
@@ -132,22 +133,31 @@ struct Unchecked {
 }
 
 /// What a batch's row says about one of its events.
-struct Commitment {
+struct Commitment<'a> {
     /// `None` when it was destroyed.
     salt: Option<Salt>,
     entry: [u8; ENTRY_BYTES],
+    producer: Option<ProducerPlace<'a>>,
 }
 
-impl Commitment {
-    /// From the columns of a batch's row: its secret, or the event's part of its salts, and the event's part of the entries.
-    fn new(secret: Option<&[u8]>, salt: Option<&[u8]>, entry: &[u8], event: Uuid) -> Option<Self> {
+impl<'a> Commitment<'a> {
+    /// From the columns of a batch's row: its secret, or the event's part of its salts; the event's part of the entries; and
+    /// its producers.
+    fn new(
+        secret: Option<&[u8]>,
+        salt: Option<&[u8]>,
+        entry: &[u8],
+        producers: &Runs<'a>,
+        event: Uuid,
+    ) -> Option<Self> {
         let position = u32::try_from(id::position(event)).ok()?;
         let salt = match (secret, salt) {
             (Some(secret), None) => Some(BatchSecret(secret.try_into().ok()?).salt(position)),
             (None, Some(salt)) => Some(salt.try_into().ok()?).filter(|salt| *salt != [0; SALT_BYTES]),
             (Some(_), Some(_)) | (None, None) => return None,
         };
-        Some(Self { salt: salt.map(Salt), entry: entry.try_into().ok()? })
+        let producer = producers.find(position);
+        Some(Self { salt: salt.map(Salt), entry: entry.try_into().ok()?, producer })
     }
 }
 
@@ -156,7 +166,7 @@ impl Unchecked {
     fn check(
         self,
         ledger: &str,
-        commitment: &Commitment,
+        commitment: &Commitment<'_>,
         erasure: Option<Erasure>,
         scratch: &mut Vec<u8>,
     ) -> Result<StoredEvent, ReadError> {
@@ -166,14 +176,16 @@ impl Unchecked {
             Content::Erased(erasure.ok_or(ReadError::Lost(id))?)
         } else {
             let salt = commitment.salt.ok_or(ReadError::Altered(id))?;
-            let envelope = Envelope {
+            let head = EnvelopeHead {
                 ledger,
                 id,
                 kind: &kind,
                 time,
+                producer: commitment.producer,
                 content_type: ContentType::Json,
-                payload: &payload,
+                key_id: &[],
             };
+            let envelope = Envelope { head, payload: &payload };
             if envelope.entry(&salt.0, scratch) != entry {
                 return Err(ReadError::Altered(id));
             }
@@ -204,7 +216,7 @@ impl Ledger {
     /// As [`Self::event`], but an erasure is taken from its table alone.
     pub(crate) async fn stored(&self, id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
         const SQL: &str = "SELECT e.event_time, e.type, e.payload, b.first_index, b.committed_at, b.secret, \
-             substring(b.salts FROM $4 FOR 32), substring(b.entries FROM $4 FOR 32) \
+             substring(b.salts FROM $4 FOR 32), substring(b.entries FROM $4 FOR 32), b.producers \
              FROM certeus.events e JOIN certeus.batches b ON b.batch_id = $2 AND b.ledger = $3 WHERE e.id = $1";
         let position = id::position(id);
         let entry_start = i32::try_from(position * ENTRY_BYTES + 1).map_err(|_| ReadError::Impossible(id))?;
@@ -222,7 +234,8 @@ impl Ledger {
             received_at: time(&row, 4, id)?,
             payload: row.get(2),
         };
-        let commitment = Commitment::new(row.get(5), row.get(6), row.get(7), id);
+        let producers = Runs::read(row.get(8)).map_err(|_malformed| ReadError::Impossible(id))?;
+        let commitment = Commitment::new(row.get(5), row.get(6), row.get(7), &producers, id);
         let commitment = commitment.ok_or(ReadError::Impossible(id))?;
         let erasure = match commitment.salt {
             None => erasure::of(&**client, &[id]).await?.remove(&id),

@@ -1,7 +1,8 @@
 //! One request's events, found inside the bytes it came with.
 //!
-//! Owns what makes bytes an event: a JSON object with one `type` and one `timestamp`, within limits. Copies no payload:
-//! a [`Submission`] is the request body and the places of the events in it. Never normalises anything.
+//! Owns what makes bytes an event: a JSON object with one `type` and one `timestamp`, within limits; and what puts it
+//! into a case: a `case_id` that is a short text, the last one where it is repeated, as most JSON readers see it.
+//! Copies no payload: a [`Submission`] is the request body and the places of the events in it. Never normalises anything.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,10 +10,13 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::json::{self, Scanner, Text};
+use crate::request::{BodyDigest, Identity, IdentityError, SEQUENCE_MAX};
 use crate::timestamp::{self, Timestamp};
 
 /// Bytes of the longest `type`.
 pub const TYPE_BYTES_MAX: usize = 256;
+/// Bytes of the longest `case_id`.
+pub const CASE_ID_BYTES_MAX: usize = 256;
 
 /// Types that begin so are the ledger's own: it writes events of them itself, and takes none from clients.
 pub const RESERVED_TYPES: &str = "certeus.";
@@ -119,7 +123,13 @@ pub enum Error {
 struct Event {
     place: Place,
     time: Timestamp,
-    kind: Kind,
+    kind: Label,
+}
+
+/// What reading an event gives.
+struct Found {
+    event: Event,
+    case: Option<Label>,
 }
 
 /// A range of the body. 32 bits each: bodies are bounded far below 4 GiB.
@@ -140,11 +150,21 @@ impl Place {
     }
 }
 
+/// A short text of an event.
 #[derive(Debug, Clone)]
-enum Kind {
+enum Label {
     /// The text between the quotes, free of escapes.
     Plain(Place),
     Unescaped(Box<str>),
+}
+
+impl Label {
+    fn of<'a>(&'a self, body: &'a [u8]) -> &'a str {
+        match self {
+            Self::Plain(place) => text(place.of(body)),
+            Self::Unescaped(text) => text,
+        }
+    }
 }
 
 /// The valid events of one request, in order. Never empty.
@@ -152,6 +172,9 @@ enum Kind {
 pub struct Submission {
     body: Bytes,
     events: Vec<Event>,
+    /// The cases of the events that have one, by position.
+    cases: Vec<(u32, Label)>,
+    identity: Option<(Identity, BodyDigest)>,
 }
 
 /// One event as the store takes it.
@@ -209,18 +232,19 @@ impl Submission {
             on_bad,
             position: 0,
             events: Vec::new(),
+            cases: Vec::new(),
             refused: Vec::new(),
         };
         match format {
             Format::Json => parser.json()?,
             Format::Ndjson => parser.ndjson()?,
         }
-        let Parser { position, mut events, refused, .. } = parser;
+        let Parser { position, mut events, cases, refused, .. } = parser;
         if position == 0 {
             return Err(Error::Empty);
         }
         events.shrink_to_fit();
-        let submission = (!events.is_empty()).then_some(Submission { body, events });
+        let submission = (!events.is_empty()).then_some(Submission { body, events, cases, identity: None });
         Ok(Parsed { submission, refused })
     }
 
@@ -234,16 +258,41 @@ impl Submission {
     /// Bytes of memory that the submission holds on to.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.body.len() + self.events.len() * size_of::<Event>()
+        self.body.len()
+            + self.events.len() * size_of::<Event>()
+            + self.cases.len() * size_of::<(u32, Label)>()
+    }
+
+    /// Gives the request an identity: sent again, it is stored once. `options` is whatever changes its outcome beside the body;
+    /// a request of the same identity with another body or other options is refused.
+    ///
+    /// # Errors
+    /// When a producer's sequence numbers do not suffice for the events.
+    pub fn identified(mut self, identity: Identity, options: &[u8]) -> Result<Self, IdentityError> {
+        if let Identity::Producer(producer) = &identity
+            && producer.first().checked_add(self.len() as u64).is_none_or(|next| next > SEQUENCE_MAX)
+        {
+            return Err(IdentityError::Sequence);
+        }
+        let body = BodyDigest::of(options, &self.body);
+        self.identity = Some((identity, body));
+        Ok(self)
+    }
+
+    /// The request's identity, and the digest of what it asks for.
+    pub(crate) fn identity(&self) -> Option<&(Identity, BodyDigest)> {
+        self.identity.as_ref()
+    }
+
+    /// The events that belong to a case: position and case.
+    pub(crate) fn cases(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.cases.iter().map(|(position, case)| (*position as usize, case.of(&self.body)))
     }
 
     /// The events in order.
     pub fn events(&self) -> impl Iterator<Item = EventRef<'_>> {
         self.events.iter().map(|event| EventRef {
-            kind: match &event.kind {
-                Kind::Plain(place) => text(place.of(&self.body)),
-                Kind::Unescaped(text) => text,
-            },
+            kind: event.kind.of(&self.body),
             time: event.time,
             payload: event.place.of(&self.body),
         })
@@ -271,6 +320,7 @@ struct Parser<'a> {
     on_bad: OnBadEvent,
     position: usize,
     events: Vec<Event>,
+    cases: Vec<(u32, Label)>,
     refused: Vec<Refused>,
 }
 
@@ -341,12 +391,17 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn take(&mut self, offset: usize, parsed: Result<Event, EventError>) -> Result<(), Error> {
+    fn take(&mut self, offset: usize, parsed: Result<Found, EventError>) -> Result<(), Error> {
         if self.position == self.limits.request_events_max {
             return Err(Error::TooManyEvents(self.limits.request_events_max));
         }
         match parsed {
-            Ok(event) => self.events.push(event),
+            Ok(Found { event, case }) => {
+                // As with places: a body is bounded far below 4 GiB, and so is the number of its events.
+                let position = u32::try_from(self.events.len()).expect("fewer events than bytes in a body");
+                self.cases.extend(case.map(|case| (position, case)));
+                self.events.push(event);
+            }
             Err(error) => {
                 let refused = Refused { position: self.position, offset, error };
                 match self.on_bad {
@@ -360,14 +415,14 @@ impl<'a> Parser<'a> {
     }
 
     /// Reads the event that comes next.
-    fn event(&self, scanner: &mut Scanner<'_>, outer_depth: u32) -> Result<Event, EventError> {
+    fn event(&self, scanner: &mut Scanner<'_>, outer_depth: u32) -> Result<Found, EventError> {
         if scanner.peek().is_some_and(|byte| byte != b'{') {
             return Err(EventError::NotAnObject);
         }
         let start = scanner.offset();
         scanner.expect(b'{')?;
         scanner.set_outer_depth(outer_depth + 1);
-        let (mut kind, mut time) = (None, None);
+        let (mut kind, mut time, mut case) = (None, None, None);
         let mut first = true;
         while scanner.peek() != Some(b'}') || !first {
             let key = scanner.key()?;
@@ -384,6 +439,7 @@ impl<'a> Parser<'a> {
                         return Err(EventError::Repeated("timestamp"));
                     }
                 }
+                "case_id" => case = self.case(scanner)?,
                 _ => scanner.value()?,
             }
             if scanner.peek() == Some(b'}') {
@@ -399,7 +455,7 @@ impl<'a> Parser<'a> {
         }
         let kind = kind.ok_or(EventError::Missing("type"))?;
         let time = time.ok_or(EventError::Missing("timestamp"))?;
-        Ok(Event { place: Place::new(place), time, kind })
+        Ok(Found { event: Event { place: Place::new(place), time, kind }, case })
     }
 
     fn member(&self, key: Text) -> Cow<'_, str> {
@@ -407,21 +463,37 @@ impl<'a> Parser<'a> {
         self.unescape(key).unwrap_or_default()
     }
 
-    fn kind(&self, scanner: &mut Scanner<'_>) -> Result<Kind, EventError> {
+    fn kind(&self, scanner: &mut Scanner<'_>) -> Result<Label, EventError> {
         if scanner.peek() != Some(b'"') {
             return Err(EventError::Type);
         }
         let raw = scanner.string()?;
-        let text = self.unescape(raw).ok_or(EventError::Type)?;
-        if text.is_empty() || text.len() > TYPE_BYTES_MAX || text.chars().any(char::is_control) {
-            return Err(EventError::Type);
-        }
-        if self.source == Source::Client && text.starts_with(RESERVED_TYPES) {
+        let kind = self.label(raw, TYPE_BYTES_MAX).ok_or(EventError::Type)?;
+        if self.source == Source::Client && kind.of(self.text.as_bytes()).starts_with(RESERVED_TYPES) {
             return Err(EventError::ReservedType);
         }
-        Ok(match text {
-            Cow::Borrowed(_) => Kind::Plain(Place::new(raw.start..raw.end)),
-            Cow::Owned(text) => Kind::Unescaped(text.into_boxed_str()),
+        Ok(kind)
+    }
+
+    /// The case that a value names. Anything but a short text names none, and is no fault.
+    fn case(&self, scanner: &mut Scanner<'_>) -> Result<Option<Label>, EventError> {
+        if scanner.peek() != Some(b'"') {
+            scanner.value()?;
+            return Ok(None);
+        }
+        let raw = scanner.string()?;
+        Ok(self.label(raw, CASE_ID_BYTES_MAX))
+    }
+
+    /// A text of 1 to `max` bytes without control characters.
+    fn label(&self, raw: Text, max: usize) -> Option<Label> {
+        let text = self.unescape(raw)?;
+        if text.is_empty() || text.len() > max || text.chars().any(char::is_control) {
+            return None;
+        }
+        Some(match text {
+            Cow::Borrowed(_) => Label::Plain(Place::new(raw.start..raw.end)),
+            Cow::Owned(text) => Label::Unescaped(text.into_boxed_str()),
         })
     }
 

@@ -1,38 +1,35 @@
 //! A writer: takes batches from the queue and commits them, one after the other, over a connection of its own.
 //!
-//! Owns the commit transaction and what happens when it fails. Promises: a receipt is given only after PostgreSQL
+//! Owns what happens when a commit fails, and the answers. Promises: a receipt is given only after PostgreSQL
 //! confirmed the commit; a batch whose reply was lost is repeated under the same keys and so is stored once; a
 //! failed connection is never used again. Limits: [`COMMIT_DEADLINE`].
 //!
-//! One transaction, and where it may stop:
-//! 1. `COPY` of the events: rolled back with the connection, the batch is repeated.
-//! 2. the head row moves on and the batch's row is written: the same. The head's row lock is held from here to the
+//! One transaction (`session.rs`), and where it may stop:
+//! 1. the claims of requests that have an identity. If one is taken, nothing is stored: what stands in the way is looked up,
+//!    its requests are answered, and the others are committed under a new batch id.
+//! 2. `COPY` of the events: rolled back with the connection, the batch is repeated.
+//! 3. the head row moves on and the batch's row is written: the same. The head's row lock is held from here to the
 //!    flush, so index order is commit order, without a gap.
-//! 3. `COMMIT`, sent together with 2: if the reply is lost, the batch may be stored. The repeat then meets its own
-//!    primary keys, waits for the earlier transaction if that still runs, and reads the batch's row.
+//! 4. `COMMIT`, sent together with 3: if the reply is lost, the batch may be stored. The repeat then meets its own
+//!    keys, waits for the earlier transaction if that still runs, and reads the batch's row.
 //!
 //! Below [`INSERT_EVENTS_MAX`] events all of it is one statement, one round trip.
 
-use std::pin::pin;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::SinkExt;
 use rand::RngExt;
 use tokio::time::Instant;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Error, Statement};
-use uuid::Uuid;
 
-use crate::commit::{self, Batch, COPY_COLUMNS, CommitError, Header, Receipt};
+use crate::commit::{Batch, CommitError, Receipt};
+use crate::dedup::{self, Claim, Known, Verdict};
 use crate::envelope::BatchSecret;
-use crate::id::{BatchId, Day};
+use crate::id::BatchId;
 use crate::ledger::Shared;
-use crate::postgres::{Connection, Failure, describe};
+use crate::postgres::Failure;
 use crate::queue::{Pending, Taken};
-use crate::schema;
-use crate::timestamp::Timestamp;
+use crate::session::{Failed, Session};
 
 /// How long after its admission a request is answered when the database is away.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -44,27 +41,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Up to here one `INSERT` statement is quicker than the three round trips of a `COPY`.
 const INSERT_EVENTS_MAX: usize = 500;
-/// COPY data is handed over in pieces of this size, so that PostgreSQL stores while we encode.
-const COPY_CHUNK_BYTES: usize = 128 * 1024;
-
-/// `$1` ledger, `$2` events, `$3` batch id, `$4`, `$5` bounds of their times, `$6` secret, `$7` log entries.
-///
-/// The subquery gives NULL when there is no head, which the column refuses: events never stay without a batch.
-const HEAD: &str = "head AS (UPDATE certeus.heads SET next_index = next_index + $2::integer \
-     WHERE ledger = $1 RETURNING next_index - $2::integer AS first_index) \
-     INSERT INTO certeus.batches \
-     (ledger, first_index, event_count, batch_id, min_time, max_time, secret, entries) \
-     SELECT $1, (SELECT first_index FROM head), $2::integer, $3, $4, $5, $6, $7 \
-     RETURNING first_index";
-
-/// A connection with what is prepared on it.
-struct Session {
-    connection: Connection,
-    day: Day,
-    copy: Statement,
-    head: Statement,
-    insert: Statement,
-}
 
 /// Commits batches until the queue is closed and empty.
 pub(crate) async fn run(shared: Arc<Shared>) {
@@ -86,61 +62,106 @@ struct Doubt {
     earlier: bool,
     /// This attempt has sent what commits.
     sent: bool,
+    /// An attempt met a claim that is taken: by whom must be looked up.
+    contested: bool,
 }
 
-/// Why an attempt failed.
-struct Failed {
-    failure: Failure,
-    reason: String,
+/// Requests that are looked at together, with what is known about them.
+struct Round {
+    requests: Vec<Pending>,
+    known: Known,
 }
 
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self { failure: Failure::of(&error), reason: describe(&error) }
-    }
+/// How committing a batch ended.
+enum Ended {
+    /// It is stored from this index on.
+    Committed(u64),
+    /// Nothing of it is stored, since some of its requests are not new.
+    NotNew(Known),
 }
 
 impl Writer<'_> {
     /// Commits what was taken and answers every request in it.
     async fn commit_taken(&mut self, mut taken: Taken<'_>) {
         let requests = std::mem::take(&mut taken.requests);
-        // Rows that the database refuses are one request's fault: the others must not suffer.
-        for request in self.commit_requests(requests).await {
-            self.commit_requests(vec![request]).await;
+        let mut rounds = VecDeque::from([Round { requests, known: Known::default() }]);
+        while let Some(round) = rounds.pop_front() {
+            for next in self.commit_round(round).await.into_iter().rev() {
+                rounds.push_front(next);
+            }
         }
     }
 
-    /// Commits requests as one batch and answers them; gives back several requests whose rows were refused together.
-    async fn commit_requests(&mut self, requests: Vec<Pending>) -> Vec<Pending> {
-        let started = Instant::now();
-        let batch = Batch {
-            ledger: &self.shared.name,
-            id: BatchId::new(unix_ms(), rand::rng().random()),
-            secret: BatchSecret(rand::rng().random()),
-            requests: &requests,
-        };
-        let outcome = self.commit(&batch).await;
-        match outcome {
-            Ok(first_index) => {
-                self.shared.metrics.committed(batch.event_count(), started.elapsed());
-                let receipts: Vec<Receipt> = batch.receipts(first_index).collect();
-                for (pending, receipt) in requests.into_iter().zip(receipts) {
-                    pending.answer(Ok(receipt));
+    /// Commits the new ones among some requests as one batch and answers what can be answered. Gives back what is left, in
+    /// rounds of its own, each smaller than this one or with more known about it.
+    async fn commit_round(&mut self, round: Round) -> Vec<Round> {
+        let Round { requests, known } = round;
+        let claims: Vec<Option<Claim<'_>>> =
+            requests.iter().map(|pending| Claim::of(pending, &self.shared.name)).collect();
+        let plan = dedup::plan(&claims, &known);
+        let is_new = |at: &usize| plan.verdicts[*at] == Verdict::New;
+        let new: Vec<usize> = (0..requests.len()).filter(is_new).collect();
+        let mut outcomes: Vec<Option<Result<Receipt, CommitError>>> =
+            plan.verdicts.iter().map(answered).collect();
+        let mut left = Known::default();
+        let mut apart = false;
+        if !new.is_empty() {
+            let started = Instant::now();
+            let batch_requests: Vec<&Pending> = new.iter().map(|at| &requests[*at]).collect();
+            let batch_claims: Vec<Option<Claim<'_>>> = new.iter().map(|at| claims[*at]).collect();
+            let batch = Batch {
+                ledger: &self.shared.name,
+                id: BatchId::new(unix_ms(), rand::rng().random()),
+                secret: BatchSecret(rand::rng().random()),
+                requests: &batch_requests,
+                claims: &batch_claims,
+                advances: &plan.advances,
+            };
+            let asked: Vec<&Claim<'_>> = claims.iter().flatten().collect();
+            match self.commit(&batch, &asked).await {
+                Ok(Ended::Committed(first_index)) => {
+                    self.shared.metrics.committed(batch.event_count(), started.elapsed());
+                    for (at, receipt) in new.iter().zip(batch.receipts(first_index)) {
+                        outcomes[*at] = Some(Ok(receipt));
+                    }
+                }
+                Ok(Ended::NotNew(found)) => left = found,
+                // Rows that the database refuses are one request's fault: the others must not suffer.
+                Err(CommitError::Rejected) if requests.len() > 1 => apart = true,
+                Err(error) => {
+                    self.shared.metrics.commit_failures.get(error.class()).inc();
+                    for at in &new {
+                        outcomes[*at] = Some(Err(error));
+                    }
                 }
             }
-            Err(CommitError::Rejected) if requests.len() > 1 => return requests,
-            Err(error) => {
-                self.shared.metrics.commit_failures.get(error.class()).inc();
-                for pending in requests {
-                    pending.answer(Err(error));
+            for (at, verdict) in plan.verdicts.iter().enumerate() {
+                if let (Verdict::SameAs(leader), Some(claim)) = (verdict, &claims[at]) {
+                    outcomes[at] =
+                        outcomes[*leader].map(|outcome| shared_outcome(outcome, claim, &claims[*leader]));
                 }
             }
         }
-        Vec::new()
+        let mut rest = Vec::new();
+        for (pending, outcome) in requests.into_iter().zip(outcomes) {
+            match outcome {
+                Some(outcome) => pending.answer(outcome),
+                None => rest.push(pending),
+            }
+        }
+        if rest.is_empty() {
+            Vec::new()
+        } else if apart {
+            rest.into_iter()
+                .map(|pending| Round { requests: vec![pending], known: Known::default() })
+                .collect()
+        } else {
+            vec![Round { requests: rest, known: left }]
+        }
     }
 
-    /// Commits a batch, repeating it while that can help; gives its first index.
-    async fn commit(&mut self, batch: &Batch<'_>) -> Result<u64, CommitError> {
+    /// Commits a batch, repeating it while that can help. `asked` are all claims that a look at what is stored covers.
+    async fn commit(&mut self, batch: &Batch<'_>, asked: &[&Claim<'_>]) -> Result<Ended, CommitError> {
         let oldest = batch.requests.iter().map(|pending| pending.admitted).min();
         let mut deadline = oldest.unwrap_or_else(Instant::now) + COMMIT_DEADLINE;
         if self.shared.is_available() {
@@ -155,16 +176,22 @@ impl Writer<'_> {
             doubt.sent = false;
             let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_MAX);
             let failed =
-                match tokio::time::timeout_at(attempt_deadline, self.attempt(batch, &mut doubt)).await {
-                    Ok(Ok(first_index)) => {
+                match tokio::time::timeout_at(attempt_deadline, self.attempt(batch, asked, &mut doubt)).await
+                {
+                    Ok(Ok(ended)) => {
                         self.shared.set_available();
-                        return Ok(first_index);
+                        return Ok(ended);
                     }
                     Ok(Err(failed)) => failed,
                     Err(_elapsed) => {
                         Failed { failure: Failure::Lost, reason: "the database does not answer".to_owned() }
                     }
                 };
+            if failed.failure == Failure::Claimed && !doubt.contested {
+                // Nothing is wrong with the connection, and looking up who was first needs no pause.
+                doubt.contested = true;
+                continue;
+            }
             // Whatever went wrong, the connection's state is not worth finding out.
             self.session = None;
             tracing::warn!(
@@ -176,6 +203,8 @@ impl Writer<'_> {
                 Failure::Rejected => return Err(CommitError::Rejected),
                 // The earlier attempt was committed after all, which the next one reads.
                 Failure::Duplicate => doubt.earlier = true,
+                // Again: somebody is taking claims at the same time.
+                Failure::Claimed => doubt.contested = true,
                 Failure::Refused => self.shared.set_unavailable(&failed.reason),
                 Failure::Lost => {
                     if doubt.sent && !doubt.earlier {
@@ -198,168 +227,71 @@ impl Writer<'_> {
         }
     }
 
-    async fn attempt(&mut self, batch: &Batch<'_>, doubt: &mut Doubt) -> Result<u64, Failed> {
+    async fn attempt(
+        &mut self,
+        batch: &Batch<'_>,
+        asked: &[&Claim<'_>],
+        doubt: &mut Doubt,
+    ) -> Result<Ended, Failed> {
         let session = match self.session.take() {
-            Some(session) if session.day == batch.id.day() && !session.connection.client.is_closed() => {
-                session
-            }
+            Some(session) if session.serves(batch.id.day()) => session,
             _ => Session::open(self.shared, batch.id.day()).await?,
         };
         let session = self.session.insert(session);
+        if doubt.contested {
+            let known = session.look_up(batch.ledger, asked).await?;
+            doubt.contested = false;
+            if known.stored.values().any(|stored| stored.batch == batch.id) {
+                // It was our own earlier attempt that took the claims.
+                doubt.earlier = true;
+            } else {
+                let verdicts = dedup::plan(batch.claims, &known).verdicts;
+                let stands_in_the_way = if doubt.earlier {
+                    // Under a new id nothing may be stored that could still be stored under this one.
+                    dedup::rules_out(&verdicts)
+                } else {
+                    verdicts.iter().any(|verdict| *verdict != Verdict::New)
+                };
+                if stands_in_the_way {
+                    return Ok(Ended::NotNew(known));
+                }
+            }
+        }
         if doubt.earlier
             && let Some(first_index) = session.find(batch).await?
         {
-            return Ok(first_index);
+            return Ok(Ended::Committed(first_index));
         }
         let first_index = if batch.event_count() <= INSERT_EVENTS_MAX {
-            session.insert(batch, doubt).await?
+            session.insert(batch, &mut doubt.sent).await?
         } else {
-            session.copy(batch, doubt).await?
+            session.copy(batch, &mut doubt.sent).await?
         };
-        Ok(u64::try_from(first_index).expect("the head's check constraint keeps indexes at 0 or above"))
+        let first_index = u64::try_from(first_index);
+        Ok(Ended::Committed(first_index.expect("the head's check constraint keeps indexes at 0 or above")))
     }
 }
 
-impl Session {
-    async fn open(shared: &Shared, day: Day) -> Result<Self, Error> {
-        let mut connection = shared.database.connect().await?;
-        schema::ensure_partition(&mut connection.client, day).await?;
-        let table = schema::partition(day);
-        let client = &connection.client;
-        let copy = format!("COPY {table} ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)");
-        let insert = format!(
-            "WITH stored AS (INSERT INTO {table} ({COPY_COLUMNS}) \
-             SELECT * FROM unnest($8::uuid[], $9::timestamptz[], $10::text[], $11::bytea[])), {HEAD}"
-        );
-        let head = format!("WITH {HEAD}");
-        let (copy, insert, head) =
-            tokio::try_join!(client.prepare(&copy), client.prepare(&insert), client.prepare(&head))?;
-        Ok(Self { connection, day, copy, head, insert })
-    }
-
-    /// The first index of a batch that an earlier attempt stored.
-    async fn find(&self, batch: &Batch<'_>) -> Result<Option<u64>, Error> {
-        // An erasure destroys the secret. The id alone, with its 54 random bits, is then taken for proof enough.
-        let sql = "SELECT first_index FROM certeus.batches \
-             WHERE batch_id = $1 AND (secret = $2 OR secret IS NULL)";
-        let row = self.connection.client.query_opt(sql, &[&batch.id.uuid(), &&batch.secret.0[..]]).await?;
-        Ok(row.and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok()))
-    }
-
-    /// Everything in one statement, which is its own transaction.
-    async fn insert(&self, batch: &Batch<'_>, doubt: &mut Doubt) -> Result<i64, Error> {
-        let count = batch.event_count();
-        let mut ids: Vec<Uuid> = Vec::with_capacity(count);
-        let mut times = Vec::with_capacity(count);
-        let mut kinds: Vec<&str> = Vec::with_capacity(count);
-        let mut payloads: Vec<&[u8]> = Vec::with_capacity(count);
-        let mut header = batch.header();
-        for row in batch.rows() {
-            header.add(&row);
-            ids.push(row.id);
-            times.push(PgTimestamp(row.event.time));
-            kinds.push(row.event.kind);
-            payloads.push(row.event.payload);
-        }
-        let header = header.finish();
-        let head = HeadParameters::new(batch, &header);
-        let mut parameters = head.as_sql().to_vec();
-        parameters.extend([&ids as &(dyn ToSql + Sync), &times, &kinds, &payloads]);
-        doubt.sent = true;
-        Ok(self.connection.client.query_one(&self.insert, &parameters).await?.get(0))
-    }
-
-    /// COPY, then head, batch row and COMMIT sent together.
-    async fn copy(&self, batch: &Batch<'_>, doubt: &mut Doubt) -> Result<i64, Error> {
-        let client = &self.connection.client;
-        let (begun, sink) =
-            tokio::join!(biased; client.batch_execute("BEGIN"), client.copy_in::<_, Bytes>(&self.copy));
-        begun?;
-        let mut sink = pin!(sink?);
-        let mut chunk = BytesMut::with_capacity(COPY_CHUNK_BYTES + 4096);
-        commit::write_copy_start(&mut chunk);
-        let mut header = batch.header();
-        for row in batch.rows() {
-            commit::write_copy_row(&mut chunk, &row);
-            header.add(&row);
-            if chunk.len() >= COPY_CHUNK_BYTES {
-                sink.send(chunk.split().freeze()).await?;
-                chunk.reserve(COPY_CHUNK_BYTES + 4096);
-            }
-        }
-        commit::write_copy_end(&mut chunk);
-        sink.send(chunk.freeze()).await?;
-        let header = header.finish();
-        let head = HeadParameters::new(batch, &header);
-        let parameters = head.as_sql();
-        doubt.sent = true;
-        let (copied, row, committed) = tokio::join!(
-            biased;
-            sink.as_mut().finish(),
-            client.query_one(&self.head, &parameters),
-            client.batch_execute("COMMIT")
-        );
-        // The first failure is the cause; after it the other two only say that the transaction is aborted.
-        let (copied, first_index) = (copied?, row?.get(0));
-        committed?;
-        assert_eq!(
-            copied,
-            batch.event_count() as u64,
-            "PostgreSQL stored another number of rows than were sent"
-        );
-        Ok(first_index)
+/// The outcome of a request that needs no commit.
+fn answered(verdict: &Verdict) -> Option<Result<Receipt, CommitError>> {
+    match verdict {
+        Verdict::Answered(outcome) => Some(*outcome),
+        Verdict::New | Verdict::SameAs(_) | Verdict::Later => None,
     }
 }
 
-/// The parameters of [`HEAD`], kept alive together.
-struct HeadParameters<'a> {
-    ledger: &'a str,
-    event_count: i32,
-    batch_id: Uuid,
-    min_time: PgTimestamp,
-    max_time: PgTimestamp,
-    secret: &'a [u8],
-    entries: &'a [u8],
-}
-
-impl<'a> HeadParameters<'a> {
-    fn new(batch: &'a Batch<'_>, header: &'a Header) -> Self {
-        Self {
-            ledger: batch.ledger,
-            event_count: i32::try_from(batch.event_count()).expect("a batch has at most 2^20 events"),
-            batch_id: batch.id.uuid(),
-            min_time: PgTimestamp(header.min_time),
-            max_time: PgTimestamp(header.max_time),
-            secret: &batch.secret.0,
-            entries: &header.entries,
-        }
+/// What the same request gets, sent again while the first was on its way.
+fn shared_outcome(
+    outcome: Result<Receipt, CommitError>,
+    claim: &Claim<'_>,
+    leader: &Option<Claim<'_>>,
+) -> Result<Receipt, CommitError> {
+    let receipt = outcome?;
+    if leader.is_some_and(|leader| leader.body == claim.body) {
+        Ok(Receipt { replayed: true, ..receipt })
+    } else {
+        Err(dedup::reused(claim))
     }
-
-    fn as_sql(&self) -> [&(dyn ToSql + Sync); 7] {
-        let Self { ledger, event_count, batch_id, min_time, max_time, secret, entries } = self;
-        [ledger, event_count, batch_id, min_time, max_time, secret, entries]
-    }
-}
-
-/// A [`Timestamp`] as a `timestamptz` parameter.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PgTimestamp(pub(crate) Timestamp);
-
-impl ToSql for PgTimestamp {
-    fn to_sql(
-        &self,
-        _: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.extend_from_slice(&commit::postgres_micros(self.0).to_be_bytes());
-        Ok(IsNull::No)
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        *ty == Type::TIMESTAMPTZ
-    }
-
-    to_sql_checked!();
 }
 
 /// Milliseconds since the Unix epoch. A clock before 1970 counts as 1970: ids stay unique, only less ordered.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use certeus_ledger::envelope::{BatchSecret, ContentType, Envelope};
+use certeus_ledger::envelope::{BatchSecret, ContentType, Envelope, EnvelopeHead};
 use certeus_ledger::{Class, Content, EraseError, Filter, Reason};
 use certeus_localpg::{LocalPg, Options};
 use support::{close, config, id_after, request, sql, start};
@@ -64,14 +64,16 @@ async fn an_erased_event_keeps_its_entry_and_loses_payload_and_salt() {
     }
     assert_eq!(salts[32..64], [0; 32]);
     let payload = before.payload().unwrap();
-    let guess = Envelope {
+    let head = EnvelopeHead {
         ledger: "default",
         id: erased,
         kind: &before.kind,
         time: before.time,
+        producer: None,
         content_type: ContentType::Json,
-        payload,
+        key_id: &[],
     };
+    let guess = Envelope { head, payload };
     let salts = salts.chunks(32).map(|salt| <[u8; 32]>::try_from(salt).unwrap());
     assert!(salts.into_iter().all(|salt| guess.entry(&salt, &mut Vec::new()) != before.entry));
     // A second one in the same batch.

@@ -5,6 +5,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use certeus_ledger::request::IdentityError;
 use certeus_ledger::submission::{self, EventError, Refused};
 use certeus_ledger::{AppendError, Class, CommitError, EraseError, Erasure, ReadError, Refusal};
 use serde::Serialize;
@@ -40,6 +41,16 @@ pub(crate) enum Code {
     Erased,
     /// The event may not be erased.
     NotErasable,
+    /// The idempotency key belongs to another request.
+    IdempotencyKeyReused,
+    /// The sequence numbers belong to another request.
+    SequenceReused,
+    /// Events of the producer are missing before these.
+    SequenceGap,
+    /// Only some of the producer's events are stored already.
+    SequenceOverlap,
+    /// The producer has a newer epoch.
+    ProducerFenced,
     /// The queue is full.
     Overloaded,
     /// The database is away; nothing was stored.
@@ -68,6 +79,11 @@ impl Code {
             Self::MethodNotAllowed => "method-not-allowed",
             Self::Erased => "erased",
             Self::NotErasable => "not-erasable",
+            Self::IdempotencyKeyReused => "idempotency-key-reused",
+            Self::SequenceReused => "sequence-reused",
+            Self::SequenceGap => "sequence-gap",
+            Self::SequenceOverlap => "sequence-overlap",
+            Self::ProducerFenced => "producer-fenced",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
@@ -84,11 +100,14 @@ impl Code {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Forbidden | Self::ProducerFenced => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Erased => StatusCode::GONE,
             Self::NotErasable => StatusCode::CONFLICT,
+            Self::IdempotencyKeyReused | Self::SequenceReused | Self::SequenceGap | Self::SequenceOverlap => {
+                StatusCode::CONFLICT
+            }
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable | Self::Draining | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -108,6 +127,13 @@ impl Code {
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::Erased => "The event's payload was erased",
             Self::NotErasable => "The event may not be erased",
+            Self::IdempotencyKeyReused => {
+                "The idempotency key belongs to another request; nothing was stored"
+            }
+            Self::SequenceReused => "The sequence numbers belong to another request; nothing was stored",
+            Self::SequenceGap => "Events of the producer are missing before these; nothing was stored",
+            Self::SequenceOverlap => "Some of the events are stored already; nothing more was stored",
+            Self::ProducerFenced => "The producer has a newer epoch; nothing was stored",
             Self::Overloaded => "Too much is waiting already; nothing was stored",
             Self::Unavailable => "The database is not available; nothing was stored",
             Self::Draining => "This pod is shutting down; nothing was stored",
@@ -132,6 +158,11 @@ impl Code {
             | Self::MethodNotAllowed
             | Self::Erased
             | Self::NotErasable
+            | Self::IdempotencyKeyReused
+            | Self::SequenceReused
+            | Self::SequenceGap
+            | Self::SequenceOverlap
+            | Self::ProducerFenced
             | Self::Corrupt
             | Self::Internal => None,
         }
@@ -249,6 +280,12 @@ impl From<submission::Error> for Error {
     }
 }
 
+impl From<IdentityError> for Error {
+    fn from(error: IdentityError) -> Self {
+        Self::new(Code::InvalidRequest, error.to_string())
+    }
+}
+
 impl From<AppendError> for Error {
     fn from(error: AppendError) -> Self {
         let code = match error {
@@ -257,7 +294,13 @@ impl From<AppendError> for Error {
             AppendError::Refused(Refusal::Closed) => Code::Draining,
             AppendError::Unavailable | AppendError::Commit(CommitError::Unavailable) => Code::Unavailable,
             AppendError::Commit(CommitError::OutcomeUnknown) => Code::OutcomeUnknown,
-            AppendError::Commit(CommitError::Rejected) => Code::Internal,
+            AppendError::Commit(CommitError::KeyReused) => Code::IdempotencyKeyReused,
+            AppendError::Commit(CommitError::SequenceReused) => Code::SequenceReused,
+            AppendError::Commit(CommitError::SequenceGap { .. }) => Code::SequenceGap,
+            AppendError::Commit(CommitError::SequenceOverlap { .. }) => Code::SequenceOverlap,
+            AppendError::Commit(CommitError::ProducerFenced { .. }) => Code::ProducerFenced,
+            // The handler answers duplicates itself, as they are no error to a client.
+            AppendError::Commit(CommitError::Rejected | CommitError::Duplicate) => Code::Internal,
         };
         Self::new(code, error.to_string())
     }

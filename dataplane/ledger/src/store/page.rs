@@ -16,8 +16,9 @@ use crate::envelope::ENTRY_BYTES;
 use crate::erasure;
 use crate::id::{self, BatchId};
 use crate::ledger::Ledger;
+use crate::provenance::Runs;
+use crate::session::PgTimestamp;
 use crate::timestamp::Timestamp;
-use crate::writer::PgTimestamp;
 
 /// Events on one page.
 pub const PAGE_EVENTS_MAX: usize = 10_000;
@@ -138,7 +139,11 @@ impl Ledger {
             return Ok(page);
         }
         let spans = spans(&rows);
-        let commitments = self.commitments(client, &spans).await?;
+        let parts = self.commitments(client, &spans).await?;
+        let producers: Vec<Option<Runs<'_>>> = parts
+            .iter()
+            .map(|part| Runs::read(part.as_ref().and_then(|part| part.producers.as_deref())).ok())
+            .collect();
         let erased: Vec<Uuid> = rows.iter().filter(|row| row.payload.is_empty()).map(|row| row.id).collect();
         let mut erasures = erasure::of(&***client, &erased).await?;
         let mut span = 0;
@@ -148,7 +153,10 @@ impl Ledger {
             if !spans[span].holds(id) {
                 span += 1;
             }
-            let commitment = commitments[span].as_ref().and_then(|part| part.of(id, &spans[span]));
+            let commitment = parts[span]
+                .as_ref()
+                .zip(producers[span].as_ref())
+                .and_then(|(part, producers)| part.of(id, &spans[span], producers));
             let checked = commitment.ok_or(ReadError::Impossible(id)).and_then(|commitment| {
                 row.check(self.name(), &commitment, erasures.remove(&id), &mut scratch)
             });
@@ -171,7 +179,7 @@ impl Ledger {
         spans: &[Span],
     ) -> Result<Vec<Option<Part>>, ReadError> {
         const SQL: &str = "SELECT s.ord, b.secret, substring(b.salts FROM s.start FOR s.length), \
-             substring(b.entries FROM s.start FOR s.length) \
+             substring(b.entries FROM s.start FOR s.length), b.producers \
              FROM unnest($2::uuid[], $3::integer[], $4::integer[]) WITH ORDINALITY AS s (batch_id, start, length, ord) \
              JOIN certeus.batches b ON b.batch_id = s.batch_id AND b.ledger = $1";
         let bytes = |positions: usize| {
@@ -186,7 +194,12 @@ impl Ledger {
         for row in found {
             let slot = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|ord| parts.get_mut(ord));
             if let Some(slot) = slot {
-                *slot = Some(Part { secret: row.get(1), salts: row.get(2), entries: row.get(3) });
+                *slot = Some(Part {
+                    secret: row.get(1),
+                    salts: row.get(2),
+                    entries: row.get(3),
+                    producers: row.get(4),
+                });
             }
         }
         Ok(parts)
@@ -271,14 +284,15 @@ struct Part {
     secret: Option<Vec<u8>>,
     salts: Option<Vec<u8>>,
     entries: Vec<u8>,
+    producers: Option<Vec<u8>>,
 }
 
 impl Part {
-    fn of(&self, event: Uuid, span: &Span) -> Option<Commitment> {
+    fn of<'a>(&self, event: Uuid, span: &Span, producers: &Runs<'a>) -> Option<Commitment<'a>> {
         let start = (id::position(event) - span.first) * ENTRY_BYTES;
         let place = start..start + ENTRY_BYTES;
         let salt = self.salts.as_ref().and_then(|salts| salts.get(place.clone()));
-        Commitment::new(self.secret.as_deref(), salt, self.entries.get(place)?, event)
+        Commitment::new(self.secret.as_deref(), salt, self.entries.get(place)?, producers, event)
     }
 }
 

@@ -134,3 +134,42 @@ proptest! {
         let _either = Submission::parse(body.into(), format, &LIMITS, OnBadEvent::RefuseOne);
     }
 }
+
+/// The cases of a request's events.
+fn cases(body: &str) -> Vec<(usize, String)> {
+    let submission = parse(body, Format::Ndjson, OnBadEvent::RefuseOne).unwrap().submission.unwrap();
+    submission.cases().map(|(position, case)| (position, case.to_owned())).collect()
+}
+
+#[test]
+fn cases_are_found_and_what_names_none_is_no_fault() {
+    let event = |member: &str| format!("{{\"type\":\"a\",{member}\"timestamp\":1}}\n");
+    let body = event("") + &event(r#""case_id":"k 1","#) + &event(r#""cas\u0065_id":"\u00e9","#);
+    assert_eq!(cases(&body), [(1, "k 1".to_owned()), (2, "é".to_owned())]);
+    // A refused event takes no position.
+    let body = "{}\n".to_owned() + &event(r#""case_id":"b","#);
+    assert_eq!(cases(&body), [(0, "b".to_owned())]);
+    for member in [r#""case_id":"","#, r#""case_id":7,"#, r#""case_id":["x"],"#, r#""x":{"case_id":"x"},"#] {
+        assert_eq!(cases(&event(member)), [], "{member}");
+    }
+    for member in [r#""case_id":"a\u0000","#, r#""case_id":"\ud800","#, r#""case_id":"a","case_id":null,"#] {
+        assert_eq!(cases(&event(member)), [], "{member}");
+    }
+    assert_eq!(cases(&event(r#""case_id":null,"case_id":"b","#)), [(0, "b".to_owned())]);
+    let limits = Limits { request_events_max: 1, event_bytes_max: 1000 };
+    for (bytes, found) in [(CASE_ID_BYTES_MAX, 1), (CASE_ID_BYTES_MAX + 1, 0)] {
+        let body = Bytes::from(event(&format!("\"case_id\":\"{}\",", "c".repeat(bytes))));
+        let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
+        assert_eq!(parsed.submission.unwrap().cases().count(), found);
+    }
+}
+
+#[test]
+fn sequence_numbers_must_suffice_for_the_events() {
+    use crate::request::ProducerSequence;
+    let body = "{\"type\":\"a\",\"timestamp\":1}\n".repeat(2);
+    let parse = || parse(&body, Format::Ndjson, OnBadEvent::RefuseAll).unwrap().submission.unwrap();
+    let producer = |first| Identity::Producer(ProducerSequence::new("p", 0, first).unwrap());
+    assert!(parse().identified(producer(SEQUENCE_MAX - 2), b"").is_ok());
+    assert_eq!(parse().identified(producer(SEQUENCE_MAX - 1), b"").unwrap_err(), IdentityError::Sequence);
+}

@@ -6,15 +6,16 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
+use certeus_ledger::submission::{Format, Limits, OnBadEvent, Refused, Submission};
 use certeus_ledger::timestamp::Timestamp;
-use certeus_ledger::{Content, Filter, PAGE_EVENTS_MAX, StoredEvent};
+use certeus_ledger::{AppendError, CommitError, Content, Filter, PAGE_EVENTS_MAX, Receipt, StoredEvent};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::App;
+use super::identity::{IdentityHeaders, identity_of};
 use crate::body;
 use crate::problem::{Code, Error, Problem, RefusedEvent, refused_events};
 
@@ -97,6 +98,19 @@ pub(crate) struct Acknowledgement<'a> {
     refused_count: usize,
 }
 
+/// Events that a producer had sent before, so long ago that their places are not remembered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Duplicate<'a> {
+    /// The ledger.
+    ledger: &'a str,
+    /// `committed`: stored before, and nothing was stored now.
+    ack: &'static str,
+    /// Always true.
+    duplicate: bool,
+    /// Number of events in the request.
+    count: usize,
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
 fn is_zero(number: &usize) -> bool {
     *number == 0
@@ -107,19 +121,27 @@ fn is_zero(number: &usize) -> bool {
 /// A JSON object, an array of objects, or NDJSON (`application/x-ndjson`), plain or with `Content-Encoding` gzip or zstd.
 /// Each event needs a `type` (text) and a `timestamp` (RFC 3339, or Unix time in s, ms, us or ns). All events of a request are
 /// committed together or not at all. 429 and 503 mean that nothing was stored, except for the problem `outcome-unknown`.
+///
+/// A request with an `Idempotency-Key`, or with the three `Producer` headers, is stored once however often it is sent: after
+/// a timeout or `outcome-unknown`, send it again unchanged. Events of one text member `case_id` form a case.
 #[utoipa::path(
     post,
     path = "/v1/ledger/events",
-    params(AppendQuery),
+    params(AppendQuery, IdentityHeaders),
     request_body(description = "Events; also with Content-Encoding gzip or zstd", content(
         (inline(Events) = "application/json"),
         (String = "application/x-ndjson"),
     )),
     responses(
-        (status = 201, description = "The events are committed", body = Acknowledgement),
+        (status = 200, description = "The producer's events were committed long ago; their places are not remembered", body = Duplicate),
+        (status = 201, description = "The events are committed", body = Acknowledgement, headers(
+            ("Idempotency-Replayed" = String, description = "`true` when an earlier sending of this request had stored them"),
+        )),
         (status = 400, description = "Nothing was stored: the request or an event is not valid", body = Problem),
         (status = 401, description = "Nothing was stored: the API key is missing or wrong", body = Problem),
+        (status = 403, description = "Nothing was stored: the producer has a newer epoch", body = Problem),
         (status = 408, description = "Nothing was stored: the body took too long", body = Problem),
+        (status = 409, description = "Nothing was stored: the key or sequence numbers belong to another request, or do not follow", body = Problem),
         (status = 413, description = "Nothing was stored: too large", body = Problem),
         (status = 415, description = "Nothing was stored: another content type is needed", body = Problem),
         (status = 429, description = "Nothing was stored: slow down", body = Problem),
@@ -134,36 +156,76 @@ pub(crate) async fn append(
 ) -> Result<Response, Error> {
     let Query(AppendQuery { partial, ids }) = query.map_err(bad_query)?;
     let format = format_of(&headers)?;
+    let identity = identity_of(&headers)?;
     let received = body::receive(&headers, body, app.body_bytes_max, &app.budget).await?;
     let on_bad = if partial { OnBadEvent::RefuseOne } else { OnBadEvent::RefuseAll };
     let limits = Limits {
         request_events_max: app.ledger.queue_config().queue_events_max,
         event_bytes_max: EVENT_BYTES_MAX,
     };
-    let parse = |bytes: Bytes| Submission::parse(bytes, format, &limits, on_bad);
-    let parsed = if received.bytes.len() > PARSE_INLINE_BYTES_MAX {
+    let parse = |bytes: Bytes| -> Result<(Submission, Vec<Refused>), Error> {
+        let parsed = Submission::parse(bytes, format, &limits, on_bad)?;
+        let Some(submission) = parsed.submission else { return Err(Error::all_refused(&parsed.refused)) };
+        let submission = match identity {
+            Some(identity) => submission.identified(identity, &options(format, partial, ids))?,
+            None => submission,
+        };
+        Ok((submission, parsed.refused))
+    };
+    let (submission, refused) = if received.bytes.len() > PARSE_INLINE_BYTES_MAX {
         tokio::task::block_in_place(|| parse(received.bytes))
     } else {
         parse(received.bytes)
     }?;
-    let Some(submission) = parsed.submission else { return Err(Error::all_refused(&parsed.refused)) };
-    let receipt = app.ledger.append(submission).await?;
+    let count = submission.len();
+    let appended = app.ledger.append(submission).await;
     drop(received.held);
+    match appended {
+        Ok(receipt) => Ok(acknowledge(app.ledger.name(), &receipt, &refused, ids)),
+        Err(AppendError::Commit(CommitError::Duplicate)) => {
+            let duplicate = Duplicate { ledger: app.ledger.name(), ack: COMMITTED, duplicate: true, count };
+            Ok(replayed((StatusCode::OK, json(&duplicate)).into_response()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Flushed to disk by PostgreSQL.
+const COMMITTED: &str = "committed";
+
+/// Whatever of a request changes its outcome beside the body. Digests of it are stored: never change what is there.
+fn options(format: Format, partial: bool, ids: bool) -> [u8; 3] {
+    let format = match format {
+        Format::Json => 1,
+        Format::Ndjson => 2,
+    };
+    [format, partial.into(), ids.into()]
+}
+
+/// The reply to a request whose events are committed. Of the same request it is the same bytes, whenever it is asked for.
+fn acknowledge(ledger: &str, receipt: &Receipt, refused: &[Refused], ids: bool) -> Response {
     let all_ids = || {
         let first = receipt.first_id.as_u128();
         (first..).take(receipt.count).map(Uuid::from_u128).collect()
     };
     let acknowledgement = Acknowledgement {
-        ledger: app.ledger.name(),
-        ack: "committed",
+        ledger,
+        ack: COMMITTED,
         first_index: receipt.first_index,
         count: receipt.count,
         first_id: receipt.first_id,
         ids: ids.then(all_ids),
-        refused: refused_events(&parsed.refused),
-        refused_count: parsed.refused.len(),
+        refused: refused_events(refused),
+        refused_count: refused.len(),
     };
-    Ok((StatusCode::CREATED, json(&acknowledgement)).into_response())
+    let response = (StatusCode::CREATED, json(&acknowledgement)).into_response();
+    if receipt.replayed { replayed(response) } else { response }
+}
+
+/// Says that the request had been committed before.
+fn replayed(mut response: Response) -> Response {
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    response
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
