@@ -59,3 +59,6 @@ fn push_name(message: &mut Vec<u8>, what: &'static str, name: &str) -> Result<()
     message.extend(name.as_bytes());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,3 +176,6 @@ pub(crate) fn subtree_root(hashes: &[Hash]) -> Hash {
     debug_assert!(hashes.len().is_power_of_two());
     root_of(hashes)
 }
+
+#[cfg(test)]
+mod tests;

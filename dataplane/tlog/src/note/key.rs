@@ -350,7 +350,7 @@ impl SignerKey {
         }
         match &self.pair {
             Pair::Ed25519(pair) => {
-                signature.extend(pair.try_sign(&message).map_err(|_| SignError::Failed)?.as_ref())
+                signature.extend(pair.try_sign(&message).map_err(|_| SignError::Failed)?.as_ref());
             }
             Pair::MlDsa44(pair) => {
                 let start = signature.len();

@@ -1,5 +1,7 @@
 use std::convert::Infallible;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::hash::leaf_hash;
 use crate::tile::{TileSet, partial_tiles};
@@ -239,4 +241,164 @@ fn what_cannot_be_proven_is_named() {
     assert_eq!(verify_consistency(5, 5, &hash, &leaf_hash(b""), &[]), Err(VerifyError::Root));
     assert_eq!(verify_consistency(3, 5, &hash, &hash, &[]), Err(VerifyError::Length { got: 0, want: 4 }));
     assert_eq!(verify_consistency(3, 5, &hash, &hash, &[hash; 4]), Err(VerifyError::OldRoot));
+}
+
+#[test]
+fn proofs_of_all_sizes_to_300_hold() {
+    let log = Log::new(300);
+    let mut levels = vec![log.leaves.clone()];
+    while let Some(below) = levels.last().filter(|below| below.len() > 1) {
+        levels.push(below.as_chunks().0.iter().map(|[left, right]| node_hash(left, right)).collect());
+    }
+    let read =
+        |level: u8, index| Ok::<_, Infallible>(levels[usize::from(level)][usize::try_from(index).unwrap()]);
+    for size in 71..=300u64 {
+        let at = |size: u64| log.roots[usize::try_from(size).unwrap()];
+        assert_eq!(at(size), rfc::mth(&log.leaves[..usize::try_from(size).unwrap()]));
+        for old in 1..=size {
+            let leaf = log.leaves[usize::try_from(old - 1).unwrap()];
+            let proof = inclusion(old - 1, size, read).unwrap();
+            verify_inclusion(old - 1, size, &leaf, &proof, &at(size)).unwrap();
+            let proof = consistency(old, size, read).unwrap();
+            verify_consistency(old, size, &at(old), &at(size), &proof).unwrap();
+        }
+    }
+}
+
+/// A tree of any size in which all leaves are alike but one, so that a subtree's root costs one hash per level.
+struct SparseTree {
+    size: u64,
+    odd_one: u64,
+    odd_leaf: Hash,
+}
+
+impl SparseTree {
+    fn subtree(&self, level: u8, index: u64) -> Hash {
+        assert!(
+            level < 63 && (index + 1) << level <= self.size,
+            "subtree {index} of level {level} is not in the tree"
+        );
+        let mut odd = self.odd_leaf;
+        let mut plain = leaf_hash(b"plain");
+        for below in 0..level {
+            odd = if self.odd_one >> below & 1 == 1 {
+                node_hash(&plain, &odd)
+            } else {
+                node_hash(&odd, &plain)
+            };
+            plain = node_hash(&plain, &plain);
+        }
+        if self.odd_one >> level == index { odd } else { plain }
+    }
+
+    fn read(&self) -> impl Fn(u8, u64) -> Result<Hash, Infallible> {
+        |level, index| Ok(self.subtree(level, index))
+    }
+
+    /// The root of its first `size` leaves.
+    fn root(&self, size: u64) -> Hash {
+        root(size, self.read()).unwrap()
+    }
+}
+
+/// Sizes of all magnitudes, with those around powers of two.
+fn sizes() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        1u64..=2_000,
+        (0u32..63, 1u64..=crate::SIZE_MAX).prop_map(|(shift, size)| (size >> shift).max(1)),
+        (1u32..63, -3i64..=3).prop_map(|(power, off)| (1u64 << power).saturating_add_signed(off).max(1)),
+        Just(crate::SIZE_MAX),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn large_inclusion_proofs_hold_and_bind_everything(
+        size in sizes(), index: u64, other_size in sizes(), other_index in sizes(), place: usize, flip in 1u8..,
+    ) {
+        let index = index % size;
+        let tree = SparseTree { size, odd_one: index, odd_leaf: leaf_hash(b"odd") };
+        let proof = inclusion(index, size, tree.read()).unwrap();
+        let (leaf, root) = (tree.odd_leaf, tree.root(size));
+        prop_assert_eq!(verify_inclusion(index, size, &leaf, &proof, &root), Ok(()));
+
+        let other_index = other_index - 1;
+        if other_index != index {
+            prop_assert!(verify_inclusion(other_index, size, &leaf, &proof, &root).is_err());
+        }
+        let altered = flip_byte(&[vec![leaf, root], proof.clone()].concat(), place, flip);
+        prop_assert!(verify_inclusion(index, size, &altered[0], &altered[2..], &altered[1]).is_err());
+        prop_assert!(verify_inclusion(index, size, &leaf, &[proof.as_slice(), &[root]].concat(), &root).is_err());
+        if let [_, shorter @ ..] = proof.as_slice() {
+            prop_assert!(verify_inclusion(index, size, &leaf, shorter, &root).is_err());
+        }
+        // A size is not bound by the root alone: where another size gives a path of the same shape, a proof of one is a proof
+        // of the other. Checkpoints sign both.
+        if path_shape(index, size) != path_shape(index, other_size) || index >= other_size {
+            prop_assert!(verify_inclusion(index, other_size, &leaf, &proof, &root).is_err());
+        }
+        let _ = verify_inclusion(index, u64::MAX, &leaf, &proof, &root);
+    }
+
+    #[test]
+    fn large_consistency_proofs_hold_and_bind_everything(
+        old in sizes(), grown in sizes(), odd_one in sizes(), place: usize, flip in 1u8..,
+    ) {
+        let new = old.saturating_add(grown).min(crate::SIZE_MAX);
+        let tree = SparseTree { size: new, odd_one: odd_one % old, odd_leaf: leaf_hash(b"odd") };
+        let proof = consistency(old, new, tree.read()).unwrap();
+        let (old_root, new_root) = (tree.root(old), tree.root(new));
+        prop_assert_eq!(verify_consistency(old, new, &old_root, &new_root, &proof), Ok(()));
+
+        let altered = flip_byte(&[vec![old_root, new_root], proof.clone()].concat(), place, flip);
+        prop_assert!(verify_consistency(old, new, &altered[0], &altered[1], &altered[2..]).is_err());
+        prop_assert!(
+            verify_consistency(old, new, &old_root, &new_root, &[proof.as_slice(), &[new_root]].concat()).is_err()
+        );
+        if let [_, shorter @ ..] = proof.as_slice() {
+            prop_assert!(verify_consistency(old, new, &old_root, &new_root, shorter).is_err());
+        }
+        // An altered leaf of the old part makes another tree, which no proof connects with the old root.
+        let forked = SparseTree { odd_leaf: leaf_hash(b"forked"), ..tree };
+        let fork_proof = consistency(old, new, forked.read()).unwrap();
+        let fork_root = forked.root(new);
+        prop_assert!(verify_consistency(old, new, &old_root, &fork_root, &fork_proof).is_err());
+        prop_assert!(verify_consistency(old, new, &old_root, &fork_root, &proof).is_err());
+        let _ = verify_consistency(old, u64::MAX, &old_root, &new_root, &proof);
+    }
+
+    #[test]
+    fn proofs_of_random_trees_are_those_of_the_rfc(size in 71usize..1_500, at: prop::sample::Index) {
+        let leaves = leaves(size);
+        let (index, old) = (at.index(size), at.index(size) + 1);
+        let read = |level: u8, index: u64| {
+            let index = usize::try_from(index).unwrap();
+            Ok::<_, Infallible>(rfc::mth(&leaves[index << level..(index + 1) << level]))
+        };
+        prop_assert_eq!(inclusion(index as u64, size as u64, read), Ok(rfc::path(index, &leaves)));
+        prop_assert_eq!(consistency(old as u64, size as u64, read), Ok(rfc::proof(old, &leaves)));
+        prop_assert_eq!(root(size as u64, read), Ok(rfc::mth(&leaves)));
+    }
+
+    #[test]
+    fn no_input_makes_a_verifier_panic(
+        a: u64, b: u64, shift in 0u32..64, proof in prop::collection::vec(any::<[u8; 32]>().prop_map(Hash), 0..70),
+    ) {
+        let hash = leaf_hash(b"");
+        for (small, large) in [(a, b), (a >> shift, b), (a >> shift, b >> shift), (a, u64::MAX), (u64::MAX, u64::MAX)] {
+            // A tree of one leaf has that leaf as its root.
+            let lone = (small, large) == (0, 1) && proof.is_empty();
+            prop_assert!(lone || verify_inclusion(small, large, &hash, &proof, &hash).is_err());
+            let same = small == large && proof.is_empty();
+            prop_assert!(same || verify_consistency(small, large, &hash, &hash, &proof).is_err());
+        }
+    }
+}
+
+/// One byte of one hash altered.
+fn flip_byte(hashes: &[Hash], place: usize, flip: u8) -> Vec<Hash> {
+    let mut hashes = hashes.to_vec();
+    let place = place % (hashes.len() * 32);
+    hashes[place / 32].0[place % 32] ^= flip;
+    hashes
 }
