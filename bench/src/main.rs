@@ -6,12 +6,14 @@
 //! Read next: `report.rs`.
 
 mod child;
+mod http;
 mod load;
 mod machine;
 mod pod;
 mod postgres;
 mod processes;
 mod report;
+mod sealing;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +29,8 @@ use machine::Machine;
 use pod::Pod;
 use postgres::Postgres;
 use processes::{CpuTime, Sampler};
-use report::{CpuPerMillion, Figures, Latency, Measured, Report, Settings, median};
+use report::{CpuPerMillion, Figures, Ingest, Latency, Measured, Report, Settings, median};
+use sealing::Sealing;
 
 /// Measure a ledger on this machine: throughput beside COPY, latency, memory and processor time.
 #[derive(Debug, Parser)]
@@ -65,12 +68,15 @@ fn bench(settings: &Settings, output: &Path) -> Result<()> {
     let programs = programs.parent().context("this program is in no folder")?;
     say("starting PostgreSQL and one pod");
     let postgres = Postgres::start()?;
-    let pod = Pod::start(&programs.join("certeus-dataplane"), postgres.url(), &output.join("dataplane.log"))?;
+    let pod =
+        Pod::start(&programs.join("certeus-dataplane"), postgres.url(), &output.join("dataplane.log"), &[])?;
     let bench =
         Bench { settings, output, load: Load::new(&programs.join("certeus"), pod.url()), postgres, pod };
-    let figures = bench.run()?;
+    let ingest = bench.run()?;
     let Bench { postgres, pod, .. } = bench;
     pod.stop()?;
+    let sealing = Sealing { settings, output, programs, postgres: &postgres }.run()?;
+    let figures = Figures { ingest, sealing };
     let report = Report::new(jiff::Timestamp::now(), Machine::of_this(&postgres)?, settings.clone(), figures);
     let path = output.join("ingest.json");
     let json = serde_json::to_vec_pretty(&report).context("cannot make JSON of the figures")?;
@@ -89,7 +95,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn run(&self) -> Result<Figures> {
+    fn run(&self) -> Result<Ingest> {
         let Settings { rounds, round_events, flood_events, .. } = *self.settings;
         say("warming up, and making the rows for the ceiling");
         let warm_up = self.load_events("warm-up", round_events)?;
@@ -129,7 +135,7 @@ impl Bench<'_> {
         ensure!(stored == acknowledged, "{acknowledged} events were acknowledged, but {stored} are stored");
 
         let per_million = |seconds: f64| seconds / (flood.acknowledged.events as f64 / 1e6);
-        Ok(Figures {
+        Ok(Ingest {
             copy_ceiling_rows_per_s: median(&ceilings),
             sustained_events_per_s: median(&sustained),
             rounds: Measured { ceilings, sustained },

@@ -1,4 +1,4 @@
-//! One data-plane pod, as it is when nobody configures anything.
+//! One data-plane pod, as it is when nobody configures anything but what a measurement is about.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,7 +19,12 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    pub(crate) fn start(program: &Path, database_url: &str, log: &Path) -> Result<Self> {
+    pub(crate) fn start(
+        program: &Path,
+        database_url: &str,
+        log: &Path,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let (api, admin) = (free_address()?, free_address()?);
         let log = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
         let child = Command::new(program)
@@ -27,6 +32,8 @@ impl Pod {
             .env("CERTEUS_API_LISTEN", api.to_string())
             .env("CERTEUS_ADMIN_LISTEN", admin.to_string())
             .env_remove("CERTEUS_API_KEY")
+            .env_remove("CERTEUS_SIGNING_KEY")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone().context("cannot use the pod's log")?)
             .stderr(log)
             .spawn()
@@ -39,6 +46,10 @@ impl Pod {
             Ok(is_ready(admin).unwrap_or(false))
         })?;
         Ok(pod)
+    }
+
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.api
     }
 
     pub(crate) fn url(&self) -> String {

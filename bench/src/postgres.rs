@@ -40,6 +40,19 @@ impl Postgres {
         self.query("SHOW server_version")
     }
 
+    /// Makes an empty database; gives its URL.
+    pub(crate) fn create_database(&self, name: &str) -> Result<String> {
+        self.query(&format!("CREATE DATABASE {name}"))?;
+        let (server, _) = self.url.rsplit_once('/').context("PostgreSQL's URL names no database")?;
+        Ok(format!("{server}/{name}"))
+    }
+
+    /// Drops a database by its URL.
+    pub(crate) fn drop_database(&self, url: &str) -> Result<()> {
+        let (_, name) = url.rsplit_once('/').context("the URL names no database")?;
+        self.query(&format!("DROP DATABASE {name} WITH (FORCE)")).map(drop)
+    }
+
     /// Writes out what is dirty, so that a measurement does not pay for the one before.
     pub(crate) fn settle(&self) -> Result<()> {
         self.query("CHECKPOINT").map(drop)

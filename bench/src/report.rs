@@ -1,6 +1,7 @@
 //! The settings of a run, its figures, and how they stand against what is asked of them. Pure.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) single: &'static [&'static str],
     pub(crate) paced: &'static [&'static str],
     pub(crate) flood_events: u64,
+    /// Proofs asked of a ledger of `flood_events`.
+    pub(crate) proofs: u64,
 }
 
 macro_rules! paced_load {
@@ -44,6 +47,7 @@ impl Settings {
             single,
             paced,
             flood_events: if quick { 1_000_000 } else { 10_000_000 },
+            proofs: if quick { 1_000 } else { 20_000 },
         }
     }
 }
@@ -51,6 +55,14 @@ impl Settings {
 /// What was measured. The names are fixed: others read them.
 #[derive(Debug, Serialize)]
 pub(crate) struct Figures {
+    #[serde(flatten)]
+    pub(crate) ingest: Ingest,
+    pub(crate) sealing: SealingFigures,
+}
+
+/// Of a pod that nobody configured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Ingest {
     /// Median of the rounds.
     pub(crate) copy_ceiling_rows_per_s: f64,
     /// Median of the rounds.
@@ -63,6 +75,44 @@ pub(crate) struct Figures {
     pub(crate) flood_events_per_s: f64,
     /// During the flood.
     pub(crate) cpu_s_per_million: CpuPerMillion,
+}
+
+/// What it costs to prove everything.
+#[derive(Debug, Serialize)]
+pub(crate) struct SealingFigures {
+    /// Rounds without a signing key and without idempotency keys.
+    pub(crate) without_events_per_s: Vec<f64>,
+    /// Rounds with both.
+    pub(crate) with_events_per_s: Vec<f64>,
+    /// Median with by median without.
+    pub(crate) ratio: f64,
+    /// How long after the last acknowledgement of the flood a checkpoint covered it.
+    pub(crate) seal_lag_s: f64,
+    pub(crate) proofs: Proofs,
+    /// By the auditor's processor time.
+    pub(crate) audit_events_per_s_per_core: f64,
+}
+
+/// Latency of proofs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Proofs {
+    /// Events in the ledger.
+    ledger_events: u64,
+    asked: usize,
+    latency_ms: Latency,
+}
+
+impl Proofs {
+    pub(crate) fn of(mut latencies: Vec<Duration>, ledger_events: u64) -> Result<Self> {
+        latencies.sort_unstable();
+        let quantile = |percent: usize| {
+            let rank = (latencies.len() * percent).div_ceil(100);
+            let latency = latencies.get(rank.saturating_sub(1)).context("no proof was asked")?;
+            anyhow::Ok(latency.as_secs_f64() * 1e3)
+        };
+        let latency_ms = Latency { p50: quantile(50)?, p95: quantile(95)?, p99: quantile(99)? };
+        Ok(Self { ledger_events, asked: latencies.len(), latency_ms })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -151,15 +201,20 @@ impl Check {
 
 impl Report {
     pub(crate) fn new(date: jiff::Timestamp, machine: Machine, settings: Settings, figures: Figures) -> Self {
-        let ceiling_ratio = figures.sustained_events_per_s / figures.copy_ceiling_rows_per_s;
-        let single = &figures.latency_1000rps_ms;
+        let Figures { ingest, sealing } = &figures;
+        let ceiling_ratio = ingest.sustained_events_per_s / ingest.copy_ceiling_rows_per_s;
+        let single = &ingest.latency_1000rps_ms;
+        let audit = sealing.audit_events_per_s_per_core;
         let checks = vec![
             Check::new("sustained by ceiling", ceiling_ratio, Bound::AtLeast(0.6), Some(Bound::AtLeast(0.9))),
             Check::new("1,000 requests/s: p50 ms", single.p50, Bound::Below(1.0), None),
             Check::new("1,000 requests/s: p95 ms", single.p95, Bound::Below(2.0), None),
             Check::new("1,000 requests/s: p99 ms", single.p99, Bound::Below(5.0), None),
-            Check::new("50,000 events/s: p99 ms", figures.latency_50000eps_ms.p99, Bound::Below(10.0), None),
-            Check::new("resident memory MB", figures.rss_mb, Bound::Below(300.0), None),
+            Check::new("50,000 events/s: p99 ms", ingest.latency_50000eps_ms.p99, Bound::Below(10.0), None),
+            Check::new("resident memory MB", ingest.rss_mb, Bound::Below(300.0), None),
+            Check::new("sealed by not sealed", sealing.ratio, Bound::AtLeast(0.85), None),
+            Check::new("proof p99 ms", sealing.proofs.latency_ms.p99, Bound::Below(5.0), None),
+            Check::new("audit, M events/s per core", audit / 1e6, Bound::AtLeast(0.5), None),
         ];
         Self { date: format!("{date:.0}"), machine, settings, figures, ceiling_ratio, checks }
     }
@@ -167,19 +222,29 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { machine, figures, .. } = self;
+        let Self { machine, figures: Figures { ingest, sealing }, .. } = self;
         let Machine { cpu, cores, memory_mb, kernel, postgresql } = machine;
         writeln!(f, "{cpu}, {cores} cores, {memory_mb} MB; Linux {kernel}; PostgreSQL {postgresql}")?;
         if self.settings.quick {
             writeln!(f, "A QUICK RUN: too short for figures worth quoting")?;
         }
-        writeln!(f, "COPY ceiling        {:>10.0} rows/s", figures.copy_ceiling_rows_per_s)?;
-        writeln!(f, "sustained           {:>10.0} events/s", figures.sustained_events_per_s)?;
-        writeln!(f, "flood               {:>10.0} events/s", figures.flood_events_per_s)?;
-        let CpuPerMillion { server, postgresql, load } = figures.cpu_s_per_million;
+        writeln!(f, "COPY ceiling        {:>10.0} rows/s", ingest.copy_ceiling_rows_per_s)?;
+        writeln!(f, "sustained           {:>10.0} events/s", ingest.sustained_events_per_s)?;
+        writeln!(f, "flood               {:>10.0} events/s", ingest.flood_events_per_s)?;
+        let CpuPerMillion { server, postgresql, load } = ingest.cpu_s_per_million;
         writeln!(
             f,
             "processor seconds per million events: server {server:.2}, PostgreSQL {postgresql:.2}, load {load:.2}"
+        )?;
+        let SealingFigures { without_events_per_s, with_events_per_s, seal_lag_s, proofs, .. } = sealing;
+        writeln!(f, "not sealed          {:>10.0} events/s", median(without_events_per_s))?;
+        writeln!(f, "sealed, with keys   {:>10.0} events/s", median(with_events_per_s))?;
+        let Proofs { ledger_events, asked, latency_ms } = proofs;
+        writeln!(
+            f,
+            "{asked} proofs from {ledger_events} events, which were sealed {seal_lag_s:.1} s after the last: p50 {:.2} ms, \
+             p95 {:.2} ms, p99 {:.2} ms",
+            latency_ms.p50, latency_ms.p95, latency_ms.p99
         )?;
         writeln!(f, "\n{:<28}{:>10}  {:<10}{:<8}{:<10}", "", "value", "floor", "", "goal")?;
         for Check { name, value, floor, floor_met, goal, goal_met } in &self.checks {
@@ -220,7 +285,7 @@ mod tests {
             kernel: "6.1".into(),
             postgresql: "15.1".into(),
         };
-        let figures = Figures {
+        let ingest = Ingest {
             copy_ceiling_rows_per_s: 400_000.0,
             sustained_events_per_s: 300_000.0,
             rounds: Measured { ceilings: vec![400_000.0], sustained: vec![300_000.0] },
@@ -230,6 +295,17 @@ mod tests {
             flood_events_per_s: 310_000.0,
             cpu_s_per_million: CpuPerMillion { server: 0.8, postgresql: 2.5, load: 0.4 },
         };
+        let figures = Figures {
+            ingest,
+            sealing: SealingFigures {
+                without_events_per_s: vec![300_000.0],
+                with_events_per_s: vec![270_000.0],
+                ratio: 0.9,
+                seal_lag_s: 1.0,
+                proofs: Proofs::of((1..=100).map(Duration::from_millis).collect(), 10).unwrap(),
+                audit_events_per_s_per_core: 600_000.0,
+            },
+        };
         Report::new(jiff::Timestamp::UNIX_EPOCH, machine, Settings::new(true), figures)
     }
 
@@ -238,7 +314,7 @@ mod tests {
         let report = report();
         let met: Vec<bool> = report.checks.iter().map(|check| check.floor_met).collect();
         // A p95 of exactly 2 ms is not below 2 ms.
-        assert_eq!(met, [true, true, false, true, false, true]);
+        assert_eq!(met, [true, true, false, true, false, true, true, false, true]);
         assert_eq!(report.checks[0].goal_met, Some(false));
         let text = report.to_string();
         assert!(
@@ -264,9 +340,19 @@ mod tests {
             "/cpu_s_per_million/load",
             "/machine/cores",
             "/settings/round_events",
+            "/sealing/ratio",
+            "/sealing/audit_events_per_s_per_core",
         ] {
             assert!(json.pointer(path).is_some_and(|value| value.is_number()), "{path} in {json}");
         }
+    }
+
+    #[test]
+    fn quantiles_are_measured_values() {
+        let latency = Proofs::of((1..=100).map(Duration::from_millis).collect(), 10).unwrap().latency_ms;
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(near(latency.p50, 50.0) && near(latency.p95, 95.0) && near(latency.p99, 99.0), "{latency:?}");
+        assert!(Proofs::of(Vec::new(), 10).is_err());
     }
 
     #[test]

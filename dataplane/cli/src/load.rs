@@ -57,10 +57,13 @@ Environment:
 What is counted:
   acknowledged  committed, by a receipt (201) of the ledger
   unknown       perhaps committed: the connection broke after the request was written, no reply
-                came within 30 s, or the ledger said so; never sent again, as that could store
-                events twice
+                came within 30 s, or the ledger said so, and the run ended before it was found
+                out; without idempotency keys never sent again, as that could store events twice
   abandoned     certainly not committed: refused (429, 503) or not sent until the run ended
 Refused events are sent again after the time the ledger asks for: a refusal costs time only.
+Events whose outcome is unknown, or which were spooled (202), are sent again under their
+idempotency key until the ledger gives their receipt. To continue an interrupted run with the
+same keys, give it the same --run-id and options within 24 hours.
 
 Latency is measured until a request's events are acknowledged, from when it was due (with a
 target throughput: a late request is sent at once and counts its delay) or first sent (without).
@@ -221,6 +224,7 @@ fn new_run(settings: &Settings, start: Instant, acks: Option<File>) -> Run {
         batch: settings.batch,
         events,
         encoding: settings.encoding,
+        key_prefix: settings.idempotency_keys.then(|| settings.run_id.as_str().to_owned()),
         deadline,
     }
 }

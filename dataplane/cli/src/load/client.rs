@@ -111,8 +111,8 @@ impl Client {
         Ok(())
     }
 
-    /// Sends `count` events. A connection that must not be used again is closed.
-    pub(crate) async fn send(&mut self, body: Bytes, count: usize) -> Exchange {
+    /// Sends `count` events, under an idempotency key if there is one. A connection that must not be used again is closed.
+    pub(crate) async fn send(&mut self, body: Bytes, count: usize, key: Option<&HeaderValue>) -> Exchange {
         let Some(mut connection) = self.connection.take() else { return Exchange::NotSent };
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
@@ -120,6 +120,9 @@ impl Client {
         *request.headers_mut() = self.headers.clone();
         let content_type = if count == 1 { "application/json" } else { "application/x-ndjson" };
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(key) = key {
+            request.headers_mut().insert("idempotency-key", key.clone());
+        }
 
         let exchange = async {
             let response = match connection.sender.try_send_request(request).await {

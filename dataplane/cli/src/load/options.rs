@@ -69,6 +69,10 @@ pub(crate) struct Options {
     /// Compression of the requests [default: none]
     #[arg(long)]
     encoding: Option<Encoding>,
+    /// Whether each request carries an idempotency key, made of the run's name and the first sequence number. A request
+    /// whose outcome is unknown is then sent again: the ledger stores it once [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    idempotency_keys: Option<bool>,
     /// Send the events of this NDJSON file once, in order, each line unchanged, instead of generated ones
     #[arg(long, value_name = "EVENTS.ndjson")]
     file: Option<PathBuf>,
@@ -96,6 +100,7 @@ pub(crate) struct Settings {
     pub(crate) event_size: usize,
     pub(crate) events: Option<u64>,
     pub(crate) encoding: Encoding,
+    pub(crate) idempotency_keys: bool,
     pub(crate) file: Option<PathBuf>,
     pub(crate) output: Option<PathBuf>,
     pub(crate) acks: Option<PathBuf>,
@@ -123,6 +128,7 @@ impl Options {
             event_size,
             events,
             encoding,
+            idempotency_keys,
             file,
             output,
             acks,
@@ -138,6 +144,7 @@ impl Options {
             event_size: event_size.or(other.event_size),
             events: events.or(other.events),
             encoding: encoding.or(other.encoding),
+            idempotency_keys: idempotency_keys.or(other.idempotency_keys),
             file: file.or(other.file),
             output: output.or(other.output),
             acks: acks.or(other.acks),
@@ -157,6 +164,7 @@ impl Options {
             event_size,
             events,
             encoding,
+            idempotency_keys,
             file,
             output,
             acks,
@@ -186,6 +194,7 @@ impl Options {
             event_size: event_size.unwrap_or(DEFAULT_EVENT_SIZE),
             events,
             encoding: encoding.unwrap_or(Encoding::None),
+            idempotency_keys: idempotency_keys.unwrap_or(true),
             file,
             output,
             acks,

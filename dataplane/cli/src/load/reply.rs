@@ -1,6 +1,6 @@
 //! What a reply of the ledger means for the events that were sent. Pure.
 //!
-//! Only 201 with a receipt counts as acknowledged. 429 and 503 say that nothing was committed, so the same events may
+//! Only 201 with a receipt counts as acknowledged; 202 promises one for later. 429 and 503 say that nothing was committed, so the same events may
 //! be sent again, except a 503 of type `outcome-unknown`. Other 5xx replies may come from anything between us and the
 //! ledger, so their outcome is unknown too. Everything else is a mistake that repeating cannot heal.
 
@@ -29,7 +29,9 @@ pub(crate) enum Reply {
         status: u16,
         retry_after: Duration,
     },
-    /// Perhaps committed; must not be sent again.
+    /// On the server's disk, to be committed when its database is back; no place in the ledger yet.
+    Spooled,
+    /// Perhaps committed; must not be sent again without an idempotency key.
     Unknown {
         status: u16,
     },
@@ -59,6 +61,7 @@ pub(crate) fn interpret(status: u16, retry_after: Option<&str>, body: Option<&[u
             Some(Err(error)) => Reply::Rejected(format!("the server sent a receipt that is none: {error}")),
             None => Reply::Unknown { status },
         },
+        202 => Reply::Spooled,
         429 => refused(),
         503 => match problem() {
             Some(problem) if problem.r#type.ends_with("outcome-unknown") => Reply::Unknown { status },
@@ -107,6 +110,7 @@ mod tests {
         assert!(matches!(interpret(201, None, Some(b"hello"), 3), Reply::Rejected(_)));
         assert_eq!(interpret(201, None, None, 3), Reply::Unknown { status: 201 });
         assert!(matches!(interpret(200, None, Some(RECEIPT), 3), Reply::Rejected(_)));
+        assert_eq!(interpret(202, None, Some(b"{}"), 3), Reply::Spooled);
     }
 
     #[test]

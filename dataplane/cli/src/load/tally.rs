@@ -29,16 +29,19 @@ pub(crate) enum Fault {
     ConnectionLost,
     /// No reply in time.
     ReplyTimeout,
+    /// 202: taken, and not in the ledger yet.
+    Spooled,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Connect,
         Self::Overloaded,
         Self::Unavailable,
         Self::OutcomeUnknown,
         Self::ConnectionLost,
         Self::ReplyTimeout,
+        Self::Spooled,
     ];
 
     /// The name in progress lines and result files.
@@ -50,6 +53,7 @@ impl Fault {
             Self::OutcomeUnknown => "outcome_unknown",
             Self::ConnectionLost => "connection_lost",
             Self::ReplyTimeout => "reply_timeout",
+            Self::Spooled => "spooled_202",
         }
     }
 }
@@ -73,7 +77,7 @@ impl Count {
 pub(crate) struct Tally {
     /// Committed, by the server's word.
     pub(crate) acknowledged: Count,
-    /// Perhaps committed: never sent again.
+    /// Perhaps committed, and not found out until the run ended.
     pub(crate) unknown: Count,
     /// Certainly not committed, and given up.
     pub(crate) abandoned: Count,
@@ -235,6 +239,7 @@ mod tests {
             ("outcome_unknown", 3),
             ("connection_lost", 4),
             ("reply_timeout", 5),
+            ("spooled_202", 6),
         ];
         assert_eq!(tally.faults().collect::<Vec<_>>(), expected);
     }

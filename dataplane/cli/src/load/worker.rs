@@ -1,6 +1,7 @@
 //! One worker: takes requests from the pacer and sees each through to its end, over one connection.
 //!
-//! The rule that keeps the counts true: events are sent again only when it is certain that they were not committed.
+//! The rule that keeps the counts true: events are sent again only when it is certain that they were not committed, or
+//! under the same idempotency key, by which the ledger knows what it has already.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use hyper::header::{HeaderValue, InvalidHeaderValue};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -26,6 +28,9 @@ const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a server may be away in a run without a fixed duration.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Before asking again what became of a request whose outcome is unknown.
+const DOUBT_WAIT: Duration = Duration::from_millis(500);
+
 /// What ends the whole run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -35,6 +40,8 @@ pub(crate) enum Error {
     Unreachable { url: String, source: io::Error },
     #[error("cannot write the acknowledgements: {0}")]
     Acks(#[source] io::Error),
+    #[error("the run id cannot be sent in a header: {0}")]
+    Key(#[source] InvalidHeaderValue),
     #[error("cannot compress a request: {0}")]
     Compress(#[source] io::Error),
     #[error(transparent)]
@@ -58,6 +65,8 @@ pub(crate) struct Run {
     pub(crate) batch: usize,
     pub(crate) events: u64,
     pub(crate) encoding: Encoding,
+    /// What the requests' idempotency keys begin with; `None` when they carry none.
+    pub(crate) key_prefix: Option<String>,
     /// The end of the duration.
     pub(crate) deadline: Option<Instant>,
 }
@@ -93,6 +102,17 @@ struct Batch {
     first_seq: u64,
     count: usize,
     body: Bytes,
+    /// Value of the header `Idempotency-Key`.
+    key: Option<HeaderValue>,
+    /// An attempt may have been committed.
+    in_doubt: bool,
+}
+
+impl Batch {
+    /// Counts the events of a request that is given up.
+    fn give_up(&self, tally: &mut Tally) {
+        if self.in_doubt { tally.lose_track(self.count) } else { tally.abandon(self.count) }
+    }
 }
 
 impl Worker {
@@ -108,8 +128,8 @@ impl Worker {
                 ticket = self.run.pacer.next() => ticket,
             };
             let Some(ticket) = ticket else { return Ok(()) };
-            let Some(batch) = self.batch(ticket.number)? else { return Ok(()) };
-            self.settle(&batch, ticket).await?;
+            let Some(mut batch) = self.batch(ticket.number)? else { return Ok(()) };
+            self.settle(&mut batch, ticket).await?;
         }
     }
 
@@ -132,16 +152,18 @@ impl Worker {
         };
         let Some((first_seq, count, body)) = next else { return Ok(None) };
         let body = compress(body, encoding).map_err(Error::Compress)?;
-        Ok(Some(Batch { first_seq, count, body }))
+        let key = self.run.key_prefix.as_ref().map(|prefix| format!("\"{prefix}-{first_seq}\""));
+        let key = key.map(HeaderValue::try_from).transpose().map_err(Error::Key)?;
+        Ok(Some(Batch { first_seq, count, body, key, in_doubt: false }))
     }
 
-    /// Sends a request, again where it is sure not to have been committed, until its outcome is settled and counted.
-    async fn settle(&mut self, batch: &Batch, ticket: Ticket) -> Result<(), Error> {
+    /// Sends a request, again where that cannot store it twice, until its outcome is settled and counted.
+    async fn settle(&mut self, batch: &mut Batch, ticket: Ticket) -> Result<(), Error> {
         let mut measured_from = ticket.due;
         let mut first = true;
         loop {
             if let Err(error) = self.connect().await {
-                self.run.tally().abandon(batch.count);
+                batch.give_up(&mut self.run.tally());
                 return error.map_or(Ok(()), Err);
             }
             let now = Instant::now();
@@ -151,17 +173,22 @@ impl Worker {
                 self.run.tally().sent(now.saturating_duration_since(due));
             }
             let measured_from = *measured_from.get_or_insert(now);
-            let exchange = self.client.send(batch.body.clone(), batch.count).await;
+            let exchange = self.client.send(batch.body.clone(), batch.count, batch.key.as_ref()).await;
             let Some(wait) = self.count(batch, exchange, measured_from.elapsed())? else { return Ok(()) };
             if self.pause(wait).await {
-                self.run.tally().abandon(batch.count);
+                batch.give_up(&mut self.run.tally());
                 return Ok(());
             }
         }
     }
 
     /// Counts what became of a request. The wait after which it is to be sent again, or `None` when it is settled.
-    fn count(&self, batch: &Batch, exchange: Exchange, latency: Duration) -> Result<Option<Duration>, Error> {
+    fn count(
+        &self,
+        batch: &mut Batch,
+        exchange: Exchange,
+        latency: Duration,
+    ) -> Result<Option<Duration>, Error> {
         let mut tally = self.run.tally();
         tally.replies += u64::from(matches!(exchange, Exchange::Reply(_)));
         let fault = match exchange {
@@ -171,22 +198,26 @@ impl Worker {
             }
             Exchange::Reply(Reply::Refused { status, retry_after }) => {
                 tally.fault(if status == 429 { Fault::Overloaded } else { Fault::Unavailable });
-                // The jitter keeps the refused from coming back all at once.
-                return Ok(Some(retry_after.mul_f64(rand::random_range(1.0..1.25))));
+                return Ok(Some(jittered(retry_after)));
             }
             Exchange::NotSent => {
                 tally.fault(Fault::Connect);
                 return Ok(Some(CONNECT_BACKOFF_MIN));
             }
             Exchange::Reply(Reply::Rejected(reason)) => {
-                tally.abandon(batch.count);
+                batch.give_up(&mut tally);
                 return Err(Error::Rejected(reason));
             }
+            Exchange::Reply(Reply::Spooled) => Fault::Spooled,
             Exchange::Reply(Reply::Unknown { .. }) => Fault::OutcomeUnknown,
             Exchange::Lost => Fault::ConnectionLost,
             Exchange::TimedOut => Fault::ReplyTimeout,
         };
         tally.fault(fault);
+        batch.in_doubt = true;
+        if batch.key.is_some() {
+            return Ok(Some(jittered(DOUBT_WAIT)));
+        }
         tally.lose_track(batch.count);
         Ok(None)
     }
@@ -229,6 +260,11 @@ impl Worker {
             () = sleep(time) => false,
         }
     }
+}
+
+/// A wait, stretched at random so that those who were turned away do not come back all at once.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(1.0..1.25))
 }
 
 fn compress(body: Bytes, encoding: Encoding) -> io::Result<Bytes> {

@@ -67,25 +67,45 @@ fn check_acks(run: &Run, server: &Server) {
     }
 }
 
+const TROUBLE: [Act; 11] = [
+    Act::Overloaded,
+    Act::Commit,
+    Act::Unavailable,
+    Act::Overloaded,
+    Act::Commit,
+    Act::Break,
+    Act::Commit,
+    Act::OutcomeUnknown,
+    Act::CommitAndClose,
+    Act::CommitAndBreak,
+    Act::CommitAfter(Duration::from_millis(5)),
+];
+
 #[test]
-fn every_event_ends_once_whatever_the_server_does() {
-    use Act::*;
-    let script = [
-        Overloaded,
-        Commit,
-        Unavailable,
-        Overloaded,
-        Commit,
-        Break,
-        Commit,
-        OutcomeUnknown,
-        CommitAndClose,
-        CommitAndBreak,
-        CommitAfter(Duration::from_millis(5)),
-    ];
-    let server = Server::start(&script);
+fn with_keys_every_event_is_acknowledged_and_stored_once() {
+    let server = Server::start(&[&TROUBLE[..], &[Act::Spooled]].concat());
+    let run = run(&server, &["--workers", "1", "--batch", "10", "--events", "95", "--run-id", "r"]);
+
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    assert_eq!(run.result["acknowledged"], json!({"requests": 10, "events": 95}));
+    let faults = json!({
+        "refused_429": 2, "refused_503": 1, "outcome_unknown": 1, "connection_lost": 2, "spooled_202": 1
+    });
+    assert_eq!(run.result["faults"], faults);
+    check_acks(&run, &server);
+    let seen = server.seen();
+    let committed: Vec<usize> = seen.committed.iter().map(|line| seq(line)).collect();
+    assert_eq!(committed, (0..95).collect::<Vec<_>>());
+    assert_eq!(seen.headers[0]["idempotency-key"], "\"r-0\"");
+    assert_eq!(seen.headers.last().unwrap()["idempotency-key"], "\"r-90\"");
+}
+
+#[test]
+fn without_keys_every_event_ends_once_whatever_the_server_does() {
+    let server = Server::start(&TROUBLE);
     // Ten requests; the last has five events. The fourth, fifth and ninth act cost a request each.
-    let run = run(&server, &["--workers", "1", "--batch", "10", "--events", "95"]);
+    let run =
+        run(&server, &["--workers", "1", "--batch", "10", "--events", "95", "--idempotency-keys", "false"]);
 
     assert_eq!(run.status, Some(1), "{}", run.stderr);
     assert_eq!(run.result["acknowledged"], json!({"requests": 7, "events": 65}));

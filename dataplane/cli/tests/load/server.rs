@@ -1,6 +1,6 @@
 //! A stand-in for the ledger that answers as its contract says, and as badly as a test tells it to.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -31,6 +31,7 @@ pub(crate) enum Act {
     OverloadedForGood,
     Unavailable,
     OutcomeUnknown,
+    Spooled,
     Reject,
 }
 
@@ -42,6 +43,8 @@ pub(crate) struct Seen {
     pub(crate) connections: usize,
     pub(crate) requests: usize,
     pub(crate) headers: Vec<HeaderMap>,
+    /// Receipts by idempotency key.
+    receipts: HashMap<String, String>,
 }
 
 pub(crate) struct Server {
@@ -107,6 +110,7 @@ impl Ledger {
             let mut script = self.script.lock().unwrap();
             script.pop_front_if(|act| !matches!(act, Act::OverloadedForGood)).or(script.front().copied())
         };
+        let key = head.headers.get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
         {
             let mut seen = self.seen.lock().unwrap();
             seen.requests += 1;
@@ -121,12 +125,12 @@ impl Ledger {
                 self.released.clone().wait_for(|released| *released).await.unwrap();
             }
             Act::CommitAndClose => {
-                let mut response = self.commit(lines).unwrap();
+                let mut response = self.commit(lines, key).unwrap();
                 response.headers_mut().insert("connection", "close".parse().unwrap());
                 return Ok(response);
             }
             Act::CommitAndBreak => {
-                self.commit(lines).unwrap();
+                self.commit(lines, key).unwrap();
                 return broken();
             }
             Act::Break => return broken(),
@@ -134,19 +138,28 @@ impl Ledger {
                 return Ok(problem(429, "queue-full", "the queue is full"));
             }
             Act::Unavailable => return Ok(problem(503, "database-unavailable", "no database")),
+            Act::Spooled => {
+                let mut response = Response::new(Full::new(Bytes::from(r#"{"ack":"spooled"}"#)));
+                *response.status_mut() = hyper::StatusCode::ACCEPTED;
+                return Ok(response);
+            }
             Act::OutcomeUnknown => return Ok(problem(503, "outcome-unknown", "the commit reply was lost")),
             Act::Reject => return Ok(problem(400, "invalid-event", "event 3 has no 'type'")),
         }
-        Ok(self.commit(lines).unwrap())
+        Ok(self.commit(lines, key).unwrap())
     }
 
-    fn commit(&self, lines: Vec<String>) -> Result<Response<Full<Bytes>>, Infallible> {
+    fn commit(&self, lines: Vec<String>, key: Option<String>) -> Result<Response<Full<Bytes>>, Infallible> {
         let mut seen = self.seen.lock().unwrap();
-        let (first_index, count) = (seen.committed.len(), lines.len());
-        seen.committed.extend(lines);
-        let receipt = format!(
-            r#"{{"ledger":"default","ack":"committed","first_index":{first_index},"count":{count},"first_id":"id-{first_index}"}}"#
-        );
+        let known = key.as_ref().and_then(|key| seen.receipts.get(key).cloned());
+        let receipt = known.unwrap_or_else(|| {
+            let (first_index, count) = (seen.committed.len(), lines.len());
+            seen.committed.extend(lines);
+            format!(
+                r#"{{"ledger":"default","ack":"committed","first_index":{first_index},"count":{count},"first_id":"id-{first_index}"}}"#
+            )
+        });
+        seen.receipts.extend(key.map(|key| (key, receipt.clone())));
         let mut response = Response::new(Full::new(Bytes::from(receipt)));
         *response.status_mut() = hyper::StatusCode::CREATED;
         Ok(response)

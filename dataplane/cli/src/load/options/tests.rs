@@ -23,7 +23,8 @@ fn refused(yaml: &str, expected: &str) {
 fn nothing_said_gives_the_documented_defaults() {
     let expected = serde_json::json!({
         "url": "http://127.0.0.1:8000", "target-throughput": "max", "duration": "30s", "ramp-up": "0ns",
-        "workers": 16, "batch": 100, "event-size": 300, "events": null, "encoding": "none", "file": null,
+        "workers": 16, "batch": 100, "event-size": 300, "events": null, "encoding": "none",
+        "idempotency-keys": true, "file": null,
         "output": null, "acks": null, "run-id": "test-run",
     });
     assert_eq!(settings("{}"), expected);
