@@ -17,6 +17,7 @@ pub mod request;
 pub mod submission;
 pub mod timestamp;
 
+mod breaker;
 mod cases;
 mod commit;
 mod dedup;
@@ -28,6 +29,7 @@ mod provenance;
 mod queue;
 mod schema;
 mod session;
+mod spool;
 mod store;
 mod writer;
 
