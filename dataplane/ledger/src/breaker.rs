@@ -9,10 +9,11 @@
 //!   Closed ───────────────────────────────────▶ Open ───────────────────────────────────────▶ HalfOpen
 //!     ▲                                          ▲ a commit or probe fails                       │
 //!     │                                          └───────────────────────────────────────────────┤
-//!     └──────────────────────── a commit succeeds, or PROBES_MIN probes in a row ────────────────┘
+//!     └──────────── a commit succeeds, or PROBES_MIN probes in a row for as long as the hold ────┘
 //! ```
 //!
-//! A commit that succeeds closes it from any state: there is no better evidence.
+//! A commit that succeeds closes it from any state: there is no better evidence. Probes alone must go on succeeding for as
+//! long as it was held open, which grows from opening to opening: meanwhile the trials show what probes cannot.
 
 use std::time::Duration;
 
@@ -21,13 +22,17 @@ use tokio::time::Instant;
 /// Commit attempts that fail in a row, over all writers, before the database counts as away. A writer makes as many in
 /// some 140 ms. A single one may be a connection that a proxy closed or a lock that was not had in time.
 const FAILURES_MAX: u32 = 3;
+/// A probe that fails counts for so many: two in a row are enough, one may be a machine that is short of breath.
+const PROBE_FAILURES: u32 = 2;
+/// Failures are forgotten after this long without another, so that rare ones never add up.
+const FORGET: Duration = Duration::from_secs(10);
 /// Between two looks at the database.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first look after opening, and the shortest time that the breaker stays open.
 const HOLD_MIN: Duration = Duration::from_millis(200);
 /// The longest time that it stays open although probes succeed.
-const HOLD_MAX: Duration = Duration::from_secs(30);
-/// Probes that must succeed in a row when no commit does.
+const HOLD_MAX: Duration = Duration::from_secs(5);
+/// Probes that must succeed in a row, at least, when no commit does.
 const PROBES_MIN: u32 = 2;
 /// Requests that may go to the database while it is being tried.
 const TRIALS_MAX: u32 = 16;
@@ -70,24 +75,20 @@ pub(crate) enum Probe {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// With this many failures in a row.
-    Closed {
-        failures: u32,
-    },
-    HalfOpen {
-        probes: u32,
-        trials: u32,
-    },
+    /// With this many failures in a row, of which the last was then.
+    Closed { failures: u32, last: Instant },
+    /// With the time from which probes alone may close it.
+    HalfOpen { probes: u32, trials: u32, settles: Instant },
     /// With the time before which it stays open.
-    Open {
-        until: Instant,
-    },
+    Open { until: Instant },
 }
 
 /// The breaker of one ledger.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,
+    /// How long it was held open the last time.
+    held: Duration,
     /// How long it stays open the next time. Grows from opening to opening, until a commit succeeds.
     hold: Duration,
     /// When the database was last heard of, or is to be looked at for the first time.
@@ -98,7 +99,13 @@ pub(crate) struct Breaker {
 impl Breaker {
     /// Open, as the database has not been seen yet.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { state: State::Open { until: now }, hold: HOLD_MIN, last_look: now, opened_at: now }
+        Self {
+            state: State::Open { until: now },
+            held: Duration::ZERO,
+            hold: HOLD_MIN,
+            last_look: now,
+            opened_at: now,
+        }
     }
 
     /// The state.
@@ -126,14 +133,19 @@ impl Breaker {
     pub(crate) fn committed(&mut self, now: Instant) {
         self.hold = HOLD_MIN;
         self.last_look = now;
-        self.state = State::Closed { failures: 0 };
+        self.state = State::Closed { failures: 0, last: now };
     }
 
     /// An attempt to commit failed for a reason that lies with the database.
     pub(crate) fn failed(&mut self, now: Instant) {
+        self.count(1, now);
+    }
+
+    fn count(&mut self, weight: u32, now: Instant) {
         match &mut self.state {
-            State::Closed { failures } => {
-                *failures += 1;
+            State::Closed { failures, last } => {
+                *failures += weight;
+                *last = now;
                 if *failures >= FAILURES_MAX {
                     self.open(now);
                 }
@@ -146,6 +158,7 @@ impl Breaker {
 
     fn open(&mut self, now: Instant) {
         self.state = State::Open { until: now + self.hold };
+        self.held = self.hold;
         self.hold = (self.hold * 2).min(HOLD_MAX);
         self.last_look = now;
         self.opened_at = now;
@@ -154,7 +167,8 @@ impl Breaker {
     /// When to look at the database, and for what.
     pub(crate) fn next_probe(&self) -> (Instant, Probe) {
         match self.state {
-            State::Closed { .. } => (self.last_look + PROBE_INTERVAL, Probe::Answers),
+            State::Closed { failures: 0, .. } => (self.last_look + PROBE_INTERVAL, Probe::Answers),
+            State::Closed { .. } => (self.last_look + HOLD_MIN, Probe::Answers),
             State::HalfOpen { .. } => (self.last_look + HOLD_MIN, Probe::Writes),
             State::Open { until } => {
                 // Soon at first: most of what opens a breaker is over in a moment.
@@ -169,17 +183,22 @@ impl Breaker {
     pub(crate) fn probed(&mut self, probe: Probe, now: Instant) {
         self.last_look = now;
         match (&mut self.state, probe) {
-            // That it answers takes nothing back of commits that failed.
-            (State::Closed { .. }, _) | (_, Probe::Answers) => {}
-            (State::HalfOpen { probes, .. }, Probe::Writes) => {
+            // That it answers takes nothing back of commits that failed, until they are long past.
+            (State::Closed { failures, last }, _) => {
+                if now.saturating_duration_since(*last) >= FORGET {
+                    *failures = 0;
+                }
+            }
+            (_, Probe::Answers) => {}
+            (State::HalfOpen { probes, settles, .. }, Probe::Writes) => {
                 *probes += 1;
-                if *probes >= PROBES_MIN {
-                    self.state = State::Closed { failures: 0 };
+                if *probes >= PROBES_MIN && now >= *settles {
+                    self.state = State::Closed { failures: 0, last: now };
                 }
             }
             (State::Open { until }, Probe::Writes) => {
                 if now >= *until {
-                    self.state = State::HalfOpen { probes: 1, trials: 0 };
+                    self.state = State::HalfOpen { probes: 1, trials: 0, settles: now + self.held };
                 }
             }
         }
@@ -187,12 +206,7 @@ impl Breaker {
 
     /// A probe failed.
     pub(crate) fn probe_failed(&mut self, now: Instant) {
-        match self.state {
-            // With nothing else under way, one probe is all there is to go by, and it had seconds.
-            State::Closed { .. } => self.open(now),
-            State::HalfOpen { .. } => self.open(now),
-            State::Open { .. } => {}
-        }
+        self.count(PROBE_FAILURES, now);
         self.last_look = now;
     }
 }
