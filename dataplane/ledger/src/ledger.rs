@@ -1,8 +1,8 @@
 //! The ledger as its users see it: append, read, watch its state, drain.
 //!
-//! Owns the tasks behind it (writers, health check, partitions) and the answer to "can it take events now". Promises:
-//! an admitted request is committed or answered with an error, whether or not its caller still waits; nothing is
-//! admitted while the database is known to be away.
+//! Owns the tasks behind it (writers, health) and the way of a request through them. Promises: an admitted request is
+//! committed or answered with an error, whether or not its caller still waits; nothing is admitted while the circuit
+//! breaker is open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +12,15 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::breaker::BreakerState;
 use crate::commit::{CommitError, Receipt};
 use crate::error::Class;
-use crate::id::Day;
+use crate::health::{self, Availability, Health};
 use crate::metrics::{Metrics, Summary};
-use crate::postgres::{Connection, Database, describe};
+use crate::postgres::Database;
 use crate::queue::{Depth, Queue, QueueConfig, Refusal};
-use crate::schema::{self, SchemaError};
 use crate::submission::Submission;
-use crate::writer::{self, unix_ms};
-
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Tomorrow's partition is made at the latest this long before midnight.
-const PARTITION_INTERVAL: Duration = Duration::from_secs(3600);
-const OPEN_RETRY: Duration = Duration::from_millis(500);
+use crate::writer;
 
 /// What a ledger needs to start.
 #[derive(Debug, Clone)]
@@ -41,23 +35,6 @@ pub struct Config {
     pub read_connections: usize,
     /// Bounds of the queue.
     pub queue: QueueConfig,
-}
-
-/// Whether the ledger can take events.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Availability {
-    /// The database has not been reached yet.
-    Starting {
-        /// Why not, once that is known.
-        reason: Option<Arc<str>>,
-    },
-    /// Commits go through.
-    Available,
-    /// The database is away.
-    Unavailable {
-        /// What it said last.
-        reason: Arc<str>,
-    },
 }
 
 /// Why a request was not acknowledged.
@@ -108,37 +85,13 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// One erasure at a time: each holds a connection beside the pool's.
     pub(crate) erasing: Semaphore,
-    availability: watch::Sender<Availability>,
+    pub(crate) health: Health,
 }
 
 impl Shared {
+    /// Whether commits are believed to go through.
     pub(crate) fn is_available(&self) -> bool {
-        *self.availability.borrow() == Availability::Available
-    }
-
-    pub(crate) fn set_available(&self) {
-        let changed = self.availability.send_if_modified(|now| {
-            let changed = *now != Availability::Available;
-            *now = Availability::Available;
-            // Under the same lock, so that the gauge never contradicts the state.
-            self.metrics.set_database_up(true);
-            changed
-        });
-        if changed {
-            tracing::info!("the database is available");
-        }
-    }
-
-    pub(crate) fn set_unavailable(&self, reason: &str) {
-        let mut was_available = false;
-        self.availability.send_modify(|now| {
-            was_available = *now == Availability::Available;
-            *now = Availability::Unavailable { reason: reason.into() };
-            self.metrics.set_database_up(false);
-        });
-        if was_available {
-            tracing::warn!(reason, "the database is not available: events are refused until it is back");
-        }
+        self.health.state() != BreakerState::Open
     }
 }
 
@@ -178,7 +131,7 @@ impl Ledger {
             metrics: Metrics::register(registry, &queue)?,
             queue: Queue::new(queue),
             erasing: Semaphore::new(1),
-            availability: watch::Sender::new(Availability::Starting { reason: None }),
+            health: Health::new(Instant::now()),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(supervise(Arc::clone(&shared), writers));
@@ -192,7 +145,7 @@ impl Ledger {
     /// # Errors
     /// When the request is refused, or its commit failed or is in doubt.
     pub async fn append(&self, submission: Submission) -> Result<Receipt, AppendError> {
-        if !self.shared.is_available() {
+        if !self.shared.health.admit() {
             return Err(AppendError::Unavailable);
         }
         let admitted = Instant::now();
@@ -205,16 +158,22 @@ impl Ledger {
         Ok(receipt)
     }
 
-    /// Whether events can be taken now.
+    /// The state of the circuit breaker between the ledger and its database.
+    #[must_use]
+    pub fn breaker(&self) -> BreakerState {
+        self.shared.health.state()
+    }
+
+    /// Whether commits go through.
     #[must_use]
     pub fn availability(&self) -> Availability {
-        self.shared.availability.borrow().clone()
+        self.shared.health.subscribe().borrow().clone()
     }
 
     /// Changes of [`Self::availability`].
     #[must_use]
     pub fn watch_availability(&self) -> watch::Receiver<Availability> {
-        self.shared.availability.subscribe()
+        self.shared.health.subscribe()
     }
 
     /// The ledger's name.
@@ -263,7 +222,7 @@ impl Ledger {
 async fn supervise(shared: Arc<Shared>, writers: usize) {
     let mut background = JoinSet::new();
     background.spawn(tick(Arc::clone(&shared)));
-    background.spawn(watch_health(Arc::clone(&shared)));
+    background.spawn(health::watch(Arc::clone(&shared)));
     let mut running = JoinSet::new();
     for _ in 0..writers {
         running.spawn(writer::run(Arc::clone(&shared)));
@@ -287,74 +246,4 @@ async fn tick(shared: Arc<Shared>) {
         second.tick().await;
         shared.metrics.tick();
     }
-}
-
-/// Opens the database, makes partitions ahead of time, and finds out when the database goes and comes back.
-async fn watch_health(shared: Arc<Shared>) {
-    while let Err(error) = open(&shared).await {
-        let reason = describe(&error);
-        tracing::warn!(reason, "cannot open the ledger yet");
-        shared.availability.send_replace(Availability::Starting { reason: Some(reason.into()) });
-        tokio::time::sleep(OPEN_RETRY).await;
-    }
-    shared.set_available();
-    let mut connection = None;
-    let mut partitions_made = Instant::now();
-    let mut interval = tokio::time::interval(HEALTH_INTERVAL);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        match tokio::time::timeout(HEALTH_TIMEOUT, probe(&shared, &mut connection)).await {
-            Ok(Ok(())) => shared.set_available(),
-            Ok(Err(error)) => {
-                connection = None;
-                shared.set_unavailable(&error);
-            }
-            Err(_elapsed) => {
-                connection = None;
-                shared.set_unavailable("the database does not answer");
-            }
-        }
-        if partitions_made.elapsed() >= PARTITION_INTERVAL && shared.is_available() {
-            match make_partitions(&shared).await {
-                Ok(()) => partitions_made = Instant::now(),
-                Err(error) => {
-                    tracing::warn!(reason = describe(&error), "cannot make tomorrow's partition yet");
-                }
-            }
-        }
-    }
-}
-
-async fn open(shared: &Shared) -> Result<(), SchemaError> {
-    let mut client = shared.pool.get().await?;
-    schema::migrate(&mut client, &shared.name).await?;
-    drop(client);
-    make_partitions(shared).await
-}
-
-/// Makes today's and tomorrow's, and drops those of requests that are old.
-async fn make_partitions(shared: &Shared) -> Result<(), SchemaError> {
-    let mut client = shared.pool.get().await?;
-    let today = Day::of_unix_ms(unix_ms());
-    for day in [today, today.next()] {
-        let partition = |source| SchemaError::Sql { action: "make a partition", source };
-        schema::ensure_partition(&mut client, day).await.map_err(partition)?;
-        schema::ensure_request_partitions(&mut client, day).await.map_err(partition)?;
-    }
-    let old = |source| SchemaError::Sql { action: "drop old requests", source };
-    schema::drop_old_requests(&mut client).await.map_err(old)
-}
-
-/// Asks whether the database would take a commit: a standby answers reads and still cannot. On a connection of its own,
-/// since slow reads may hold all of the pool's while commits go through.
-async fn probe(shared: &Shared, connection: &mut Option<Connection>) -> Result<(), String> {
-    let open = match connection.take() {
-        Some(open) => open,
-        None => shared.database.connect().await.map_err(|error| describe(&error))?,
-    };
-    let row =
-        open.client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(|error| describe(&error))?;
-    *connection = Some(open);
-    if row.get(0) { Err("the database is a standby and takes no writes".to_owned()) } else { Ok(()) }
 }

@@ -6,8 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram as Hdr;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
+use crate::breaker::BreakerState;
 use crate::error::Class;
 use crate::queue::{Depth, QueueConfig, Refusal};
 
@@ -37,6 +40,8 @@ pub(crate) struct Metrics {
     in_flight_events: IntGauge,
     queue_oldest_age: Gauge,
     database_up: IntGauge,
+    breaker_state: [(BreakerState, IntGauge); 3],
+    breaker_transitions: [(BreakerState, IntCounter); 3],
     events_committed: IntCounter,
     batches_committed: IntCounter,
     commit_duration: Histogram,
@@ -130,6 +135,19 @@ impl Metrics {
             "Requests that were not admitted, by reason.",
             "reason",
         )?;
+        let breaker_state = IntGaugeVec::new(
+            Opts::new(
+                "certeus_ledger_breaker_state",
+                "The circuit breaker's state: 1 for the one that it is in.",
+            ),
+            &["state"],
+        )?;
+        registry.register(Box::new(breaker_state.clone()))?;
+        let breaker_transitions = labelled(
+            "certeus_ledger_breaker_transitions_total",
+            "Changes of the circuit breaker's state, by the new one.",
+            "state",
+        )?;
         let failures = labelled(
             "certeus_ledger_commit_failures_total",
             "Batches that were not acknowledged, by class.",
@@ -144,6 +162,14 @@ impl Metrics {
                 "certeus_ledger_database_up",
                 "Whether the database takes commits (1) or not (0).",
             )?,
+            breaker_state: BreakerState::ALL
+                .map(|state| (state, breaker_state.with_label_values(&[state.name()])))
+                .map(|(state, gauge)| {
+                    gauge.set(i64::from(state == BreakerState::Open));
+                    (state, gauge)
+                }),
+            breaker_transitions: BreakerState::ALL
+                .map(|state| (state, breaker_transitions.with_label_values(&[state.name()]))),
             events_committed: counter("certeus_ledger_events_committed_total", "Events committed.")?,
             batches_committed: counter("certeus_ledger_batches_committed_total", "Batches committed.")?,
             commit_duration: histogram(
@@ -204,8 +230,17 @@ impl Metrics {
         self.queue_oldest_age.set(depth.oldest_age.as_secs_f64());
     }
 
-    pub(crate) fn set_database_up(&self, up: bool) {
-        self.database_up.set(i64::from(up));
+    /// Shows the breaker's state after something happened.
+    pub(crate) fn set_breaker(&self, before: BreakerState, after: BreakerState) {
+        self.database_up.set(i64::from(after == BreakerState::Closed));
+        for (state, gauge) in &self.breaker_state {
+            gauge.set(i64::from(*state == after));
+        }
+        for (state, transitions) in &self.breaker_transitions {
+            if before != after && *state == after {
+                transitions.inc();
+            }
+        }
     }
 
     /// Called once a second.

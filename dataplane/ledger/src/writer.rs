@@ -179,7 +179,9 @@ impl Writer<'_> {
                 match tokio::time::timeout_at(attempt_deadline, self.attempt(batch, asked, &mut doubt)).await
                 {
                     Ok(Ok(ended)) => {
-                        self.shared.set_available();
+                        if matches!(ended, Ended::Committed(_)) {
+                            self.shared.health.committed(&self.shared.metrics);
+                        }
                         return Ok(ended);
                     }
                     Ok(Err(failed)) => failed,
@@ -205,14 +207,14 @@ impl Writer<'_> {
                 Failure::Duplicate => doubt.earlier = true,
                 // Again: somebody is taking claims at the same time.
                 Failure::Claimed => doubt.contested = true,
-                Failure::Refused => self.shared.set_unavailable(&failed.reason),
+                Failure::Refused => self.shared.health.failed(&self.shared.metrics, &failed.reason),
                 Failure::Lost => {
                     if doubt.sent && !doubt.earlier {
                         // There must be time for at least one look on another connection.
                         deadline = deadline.max(Instant::now() + COMMIT_MIN);
                     }
                     doubt.earlier |= doubt.sent;
-                    self.shared.set_unavailable(&failed.reason);
+                    self.shared.health.failed(&self.shared.metrics, &failed.reason);
                 }
             }
             if Instant::now() + backoff >= deadline {

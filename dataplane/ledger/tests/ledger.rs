@@ -7,7 +7,8 @@ use bytes::Bytes;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
 use certeus_ledger::timestamp::Timestamp;
 use certeus_ledger::{
-    AppendError, Availability, CommitError, Config, Database, Filter, Ledger, QueueConfig, Tasks,
+    AppendError, Availability, BreakerState, CommitError, Config, Database, Filter, Ledger, QueueConfig,
+    Tasks,
 };
 use certeus_localpg::{LocalPg, Options};
 use tokio_postgres::{Client, NoTls};
@@ -221,6 +222,81 @@ async fn a_database_that_comes_late_or_goes_away_costs_nothing_acknowledged() {
     until_available(&ledger).await;
     assert_eq!(ledger.append(request(10, 10)).await.unwrap().first_index, 10);
     assert_eq!(check_gapless(&sql(&second.url()).await).await, 20);
+    close(&ledger, tasks).await;
+}
+
+/// A trigger that fails every commit as a full disk would, while connections, reads and probes go on.
+const DISK_FULL: &str = "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS \
+     $$BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END$$; \
+     CREATE TRIGGER disk_full BEFORE INSERT ON certeus.batches FOR EACH ROW EXECUTE FUNCTION disk_full()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failure_changes_nothing_and_lasting_ones_do_not_make_readiness_flap() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(&pg.url());
+    until_available(&ledger).await;
+    ledger.append(request(0, 1)).await.unwrap();
+    let admin = sql(&pg.url()).await;
+    let mut changes = ledger.watch_availability();
+    changes.mark_unchanged();
+    let kill =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'certeus-dataplane'";
+    admin.execute(kill, &[]).await.unwrap();
+    let stored = ledger.append(request(1, 1)).await;
+    assert!(stored.is_ok() && !changes.has_changed().unwrap(), "{stored:?} {:?}", ledger.availability());
+
+    admin.batch_execute(DISK_FULL).await.unwrap();
+    let refused = tokio::spawn({
+        let ledger = ledger.clone();
+        async move { ledger.append(request(2, 1)).await }
+    });
+    let gone = changes.wait_for(|now| matches!(now, Availability::Unavailable { .. }));
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("noticed in time").unwrap();
+    // Clients that go on trying are what would close and open it again and again.
+    let mut closings = 0;
+    let mut was_closed = false;
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(12) {
+        let ledger_of_client = ledger.clone();
+        drop(tokio::spawn(async move { ledger_of_client.append(request(2, 1)).await }));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let closed = ledger.breaker() == BreakerState::Closed;
+        closings += u32::from(closed && !was_closed);
+        was_closed = closed;
+    }
+    assert!(closings <= 3, "{closings} times ready in 12 s");
+    assert_eq!(refused.await.unwrap(), Err(AppendError::Commit(CommitError::Unavailable)));
+    admin.batch_execute("DROP TRIGGER disk_full ON certeus.batches").await.unwrap();
+    until_available(&ledger).await;
+    ledger.append(request(3, 1)).await.unwrap();
+    assert_eq!(ledger.breaker(), BreakerState::Closed);
+    close(&ledger, tasks).await;
+}
+
+/// The probe that decides whether requests may go back needs no privilege beyond the ledger's own, and a standby, a
+/// read-only server or one without the function are told apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_role_can_probe_and_a_read_only_server_is_noticed() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let admin = sql(&pg.url()).await;
+    admin.batch_execute("CREATE ROLE clerk LOGIN PASSWORD 'clerk'").await.unwrap();
+    admin.batch_execute("CREATE DATABASE books OWNER clerk").await.unwrap();
+    let url = format!("postgres://clerk:clerk@127.0.0.1:{}/books", pg.port());
+    let (ledger, tasks) = start(&url);
+    until_available(&ledger).await;
+    ledger.append(request(0, 1)).await.unwrap();
+    let mut changes = ledger.watch_availability();
+    let restart = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'books'";
+    admin.batch_execute("ALTER DATABASE books SET default_transaction_read_only = on").await.unwrap();
+    admin.execute(restart, &[]).await.unwrap();
+    let gone = changes.wait_for(|now| matches!(now, Availability::Unavailable { .. }));
+    let gone =
+        tokio::time::timeout(Duration::from_secs(10), gone).await.expect("noticed in time").unwrap().clone();
+    assert!(format!("{gone:?}").contains("read-only"), "{gone:?}");
+    admin.batch_execute("ALTER DATABASE books RESET default_transaction_read_only").await.unwrap();
+    admin.execute(restart, &[]).await.unwrap();
+    until_available(&ledger).await;
+    ledger.append(request(1, 1)).await.unwrap();
     close(&ledger, tasks).await;
 }
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use certeus_ledger::Availability;
+use certeus_ledger::{Availability, BreakerState};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -137,6 +137,11 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
             name: "queue",
             healthy: depth.events < bounds.queue_events_max && depth.bytes < bounds.queue_bytes_max,
             message: format!("{} of {} events wait", depth.events, bounds.queue_events_max),
+        },
+        Component {
+            name: "circuit_breaker",
+            healthy: app.ledger.breaker() == BreakerState::Closed,
+            message: app.ledger.breaker().name().to_owned(),
         },
     ];
     let uptime_seconds = app.process.uptime().as_secs();

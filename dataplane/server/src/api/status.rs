@@ -53,6 +53,8 @@ pub(crate) struct LedgerHealthReply {
     status: Status,
     /// What the database said last, when it is away.
     reason: Option<String>,
+    /// The circuit breaker: `closed` (requests go to the database), `half_open` (a few try it), or `open` (none do).
+    breaker: &'static str,
 }
 
 /// The reply of `/v1/ledger/diagnostics`.
@@ -126,7 +128,12 @@ pub(crate) async fn ledger_health(State(app): State<App>) -> Json<LedgerHealthRe
         Availability::Starting { reason } => reason.map(|reason| reason.to_string()),
         Availability::Unavailable { reason } => Some(reason.to_string()),
     };
-    Json(LedgerHealthReply { ledger: app.ledger.name().to_owned(), status: status(&app), reason })
+    Json(LedgerHealthReply {
+        ledger: app.ledger.name().to_owned(),
+        status: status(&app),
+        reason,
+        breaker: app.ledger.breaker().name(),
+    })
 }
 
 /// What to look at when the ledger is slow.

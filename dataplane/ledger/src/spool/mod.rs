@@ -1,0 +1,7 @@
+//! The spool.
+mod directory;
+mod log;
+mod record;
+mod segment;
+#[cfg(test)]
+mod simulated;
