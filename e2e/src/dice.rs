@@ -16,11 +16,11 @@ impl Dice {
     /// A stream of its own, so that what one part draws does not change what another does.
     #[must_use]
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.draw())
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.0)
     }
@@ -29,7 +29,7 @@ impl Dice {
     pub fn below(&mut self, end: u64) -> u64 {
         assert!(end > 0, "there is no number below 0");
         // Far below 2^64, so that the slight preference for small numbers does not matter.
-        self.next() % end
+        self.draw() % end
     }
 
     /// True once in `times` draws, on average.
@@ -71,7 +71,7 @@ mod tests {
         // The first outputs of the published SplitMix64 for seed 0.
         let mut dice = Dice::new(0);
         assert_eq!(
-            [dice.next(), dice.next(), dice.next()],
+            [dice.draw(), dice.draw(), dice.draw()],
             [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F]
         );
     }

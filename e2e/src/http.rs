@@ -80,6 +80,12 @@ impl Client {
         Self { connection: None, reply_timeout }
     }
 
+    /// Whether there is a connection that may be used again.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// Sends a request and waits for the answer.
     pub fn send(&mut self, to: SocketAddr, request: &Request<'_>) -> Exchange {
         let Ok(mut stream) = self.connect(to) else { return Exchange::NotSent };

@@ -138,26 +138,27 @@ impl Postgres {
 
     /// `kill -9` of one backend that is busy with a statement like this, as soon as there is one; false when none came
     /// within the limit. The server then ends all others and recovers.
-    ///
-    /// # Errors
-    /// When the server cannot be asked.
-    pub fn kill_backend_in(&self, database: &str, statement: &str, limit: Duration) -> Result<bool> {
+    #[must_use]
+    pub fn kill_backend_in(&self, database: &str, statement: &str, limit: Duration) -> bool {
         const BUSY: &str = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND state = 'active' \
              AND query LIKE $2 AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1";
-        let sql = self.connect("postgres")?;
-        let children = children_of(self.running().pid());
         let deadline = Instant::now() + limit;
+        let mut connection = None;
         while Instant::now() < deadline {
-            let busy = sql.query(BUSY, &[&database, &statement])?;
-            let Some(pid) = busy.first().and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()) else {
+            // It may still be about to recover from the kill before.
+            let Some(sql) = connection.take().or_else(|| self.connect("postgres").ok()) else {
+                std::thread::sleep(Duration::from_millis(20));
                 continue;
             };
-            if children.contains(&pid) || children_of(self.running().pid()).contains(&pid) {
+            let Ok(busy) = sql.query(BUSY, &[&database, &statement]) else { continue };
+            connection = Some(sql);
+            let pid = busy.first().and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok());
+            if let Some(pid) = pid.filter(|pid| children_of(self.running().pid()).contains(pid)) {
                 kill(pid, Signal::KILL);
-                return Ok(true);
+                return true;
             }
         }
-        Ok(false)
+        false
     }
 
     /// Waits until the server takes commits again after a backend was killed.

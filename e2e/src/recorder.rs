@@ -19,27 +19,23 @@ use crate::journal::{Journal, Receipt};
 /// What a client still gets to end its last request once it is to stop.
 const LAST_REQUEST: Duration = Duration::from_secs(30);
 
+/// Clients at a time, each with a connection of its own.
+const CLIENTS: usize = 8;
+/// A client pauses for less than this between two requests.
+const PAUSE_MS: u64 = 20;
+
 /// How the clients behave.
 #[derive(Debug, Clone)]
 pub struct Habits {
-    /// Clients at a time, each with a connection of its own.
-    pub clients: usize,
     /// How long they wait for a reply.
     pub reply_timeout: Duration,
-    /// The longest pause between two requests of a client.
-    pub pause_max: Duration,
     /// One in so many requests is large enough for a COPY.
     pub large_one_in: u64,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self {
-            clients: 8,
-            reply_timeout: Duration::from_secs(25),
-            pause_max: Duration::from_millis(20),
-            large_one_in: 40,
-        }
+        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40 }
     }
 }
 
@@ -71,7 +67,7 @@ impl Recorder {
     #[must_use]
     pub fn start(habits: &Habits, targets: &Targets, journal: &Arc<Journal>, dice: &mut Dice) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let clients = (0..habits.clients)
+        let clients = (0..CLIENTS)
             .map(|_| {
                 let mut worker = Worker {
                     habits: habits.clone(),
@@ -134,12 +130,12 @@ impl Worker {
     fn run(&mut self) {
         while !self.stop.load(Ordering::Relaxed) {
             let count = match self.dice.below(self.habits.large_one_in) {
-                0 => 501 + self.dice.below(1000),
+                0 => 501 + self.dice.below(200),
                 1..8 => 2 + self.dice.below(40),
                 _ => 1,
             };
             self.send(count);
-            std::thread::sleep(self.dice.millis(0, self.habits.pause_max.as_millis().max(1) as u64));
+            std::thread::sleep(self.dice.millis(0, PAUSE_MS));
         }
     }
 
@@ -174,18 +170,15 @@ impl Worker {
     }
 
     fn attempt(&mut self, request: &Request<'_>) -> Verdict {
-        // A client keeps to its pod while that answers.
-        if self.target.is_none() || self.dice.one_in(50) {
+        // A client keeps to its pod while that keeps the connection.
+        if !self.client.is_connected() || self.target.is_none() || self.dice.one_in(50) {
             self.target = self.targets.pick(&mut self.dice);
         }
         let Some(target) = self.target else { return Verdict::Refused };
         match self.client.send(target, request) {
             Exchange::Reply(reply) => interpret(&reply),
             Exchange::NotSent => Verdict::Refused,
-            Exchange::Lost => {
-                self.target = None;
-                Verdict::Unknown
-            }
+            Exchange::Lost => Verdict::Unknown,
         }
     }
 }

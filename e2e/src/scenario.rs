@@ -13,7 +13,7 @@ use anyhow::Result;
 use crate::interrupt;
 use crate::recorder::Habits;
 use crate::run::{Run, Verdict};
-use crate::world::{Setup, Tally, World};
+use crate::world::{self, Setup, Tally, World};
 
 /// One way of breaking things.
 #[derive(Debug)]
@@ -113,7 +113,8 @@ fn torment(
 ) -> Result<Tally> {
     let mut total = Tally::default();
     for (number, segment) in run.segments().into_iter().enumerate() {
-        let mut world = World::start(run, &format!("part-{number}"), setup)?;
+        let part = format!("part-{number}");
+        let mut world = World::start(run, &part, setup)?;
         let recorder = world.load(habits);
         for at in segment {
             run.progress(at);
@@ -121,8 +122,8 @@ fn torment(
             round(&mut world)?;
         }
         total = total.plus(world.conclude(recorder)?);
-        // What held need not be kept, and the long form would fill the disk.
-        std::fs::remove_dir_all(run.folder(&format!("part-{number}"))?)?;
+        // What held need not be kept, and the long form would fill the disk. Logs and journal stay until the end.
+        std::fs::remove_dir_all(world::postgres_dir(setup, &run.folder(&part)?))?;
     }
     Ok(total)
 }

@@ -3,7 +3,7 @@
 //! Owns all of it, and the end of every scenario: bring everything back, see that it goes on, stop it in order, and
 //! compare what was promised with what is there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,8 +123,7 @@ impl World {
     /// When something does not start.
     pub fn start(run: &mut Run, part: &str, setup: &Setup) -> Result<Self> {
         let dir = run.folder(part)?;
-        let postgres_dir = setup.postgres_dir.clone().unwrap_or_else(|| dir.join("postgres"));
-        let postgres = Postgres::start(&postgres_dir, &dir, &setup.postgres_settings)?;
+        let postgres = Postgres::start(&postgres_dir(setup, &dir), &dir, &setup.postgres_settings)?;
         let network = Proxy::start(postgres.address()).context("cannot start a proxy")?;
         let program = programs::dataplane()?;
         let url = postgres.url_through(network.address(), DATABASE);
@@ -140,8 +139,6 @@ impl World {
         // Leads nowhere until the pod is there.
         let nowhere = network.address();
         let fronts = (0..setup.pods).map(|_| Proxy::start(nowhere)).collect::<std::io::Result<Vec<_>>>()?;
-        let targets = Targets::default();
-        targets.set(fronts.iter().map(Proxy::address).collect());
         let mut world = Self {
             pods: (0..setup.pods).map(|_| None).collect(),
             fronts,
@@ -151,7 +148,7 @@ impl World {
             journal: Arc::new(
                 Journal::create(&dir.join("journal.ndjson")).context("cannot make the journal")?,
             ),
-            targets,
+            targets: Targets::default(),
             specs: (0..setup.pods).map(spec).collect(),
             dir,
             pods_started: 0,
@@ -208,6 +205,7 @@ impl World {
         let started = Pod::start(&self.specs[pod], &log)?;
         self.fronts[pod].set_upstream(started.api());
         self.pods[pod] = Some(started);
+        self.offer_running();
         Ok(())
     }
 
@@ -216,7 +214,9 @@ impl World {
     /// # Errors
     /// When it does not run.
     pub fn kill_pod(&mut self, pod: usize) -> Result<()> {
-        self.pods[pod].take().with_context(|| format!("pod {pod} does not run"))?.kill()
+        let killed = self.pods[pod].take().with_context(|| format!("pod {pod} does not run"))?;
+        self.offer_running();
+        killed.kill()
     }
 
     /// SIGTERM to a pod; waits until it has drained and ended.
@@ -224,7 +224,15 @@ impl World {
     /// # Errors
     /// When it does not run, or does not end well.
     pub fn stop_pod(&mut self, pod: usize) -> Result<()> {
-        self.pods[pod].take().with_context(|| format!("pod {pod} does not run"))?.stop()
+        let stopped = self.pods[pod].take().with_context(|| format!("pod {pod} does not run"))?;
+        self.offer_running();
+        stopped.stop()
+    }
+
+    /// Tells clients which pods there are, as a load balancer would. Those that are connected stay.
+    fn offer_running(&self) {
+        let running = self.pods.iter().zip(&self.fronts).filter(|(pod, _)| pod.is_some());
+        self.targets.set(running.map(|(_, front)| front.address()).collect());
     }
 
     /// Starts PostgreSQL again after its end, and leads the pods to it.
@@ -246,10 +254,8 @@ impl World {
     }
 
     /// Kills a backend that is busy with such a statement; see [`Postgres::kill_backend_in`].
-    ///
-    /// # Errors
-    /// When the server cannot be asked.
-    pub fn kill_backend_in(&self, statement: &str, limit: Duration) -> Result<bool> {
+    #[must_use]
+    pub fn kill_backend_in(&self, statement: &str, limit: Duration) -> bool {
         self.postgres.kill_backend_in(DATABASE, statement, limit)
     }
 
@@ -319,8 +325,10 @@ impl World {
             let api = self.pod(0)?.api();
             let path = format!("/v1/ledger/events/{}", receipt.first_id);
             let reply = http::request(api, "GET", &path).context("cannot read an event back")?;
+            // Not into a `Value`: some events hold numbers that it cannot.
+            let index = serde_json::from_slice::<Place>(&reply.body).ok().map(|place| place.index);
             ensure!(
-                reply.status == 200 && reply.json()["index"] == receipt.first_index,
+                reply.status == 200 && index == Some(receipt.first_index),
                 "event {} reads as {} {}",
                 receipt.first_id,
                 reply.status,
@@ -329,6 +337,17 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Where PostgreSQL's data is, given the folder of a part of the run.
+pub(crate) fn postgres_dir(setup: &Setup, part: &Path) -> PathBuf {
+    setup.postgres_dir.clone().unwrap_or_else(|| part.join("postgres"))
+}
+
+/// What a read event is checked for.
+#[derive(serde::Deserialize)]
+struct Place {
+    index: u64,
 }
 
 /// The receipt of an acknowledged request.

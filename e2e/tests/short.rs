@@ -8,7 +8,7 @@ use certeus_e2e::scenario::ALL;
 const SEED: u64 = 20_260_131;
 
 fn short(name: &str) {
-    let scenario = ALL.iter().find(|scenario| scenario.name == name).unwrap();
+    let scenario = ALL.iter().find(|scenario| scenario.name == name).expect("a scenario of this name");
     let parent = std::env::temp_dir().join("certeus-e2e");
     match run(scenario, SEED, scenario.short_rounds, &parent) {
         Verdict::Held(text) => eprintln!("{name}: {text}"),

@@ -21,11 +21,11 @@ pub(super) fn backend_kill(run: &mut Run) -> Result<Verdict> {
         postgres_settings: vec![("commit_delay", "5000"), ("commit_siblings", "0")],
         ..Setup::default()
     };
-    let habits = Habits { large_one_in: 4, ..Habits::default() };
+    let habits = Habits { large_one_in: 8, ..Habits::default() };
     let hits = Cell::new(0);
     let tally = torment(run, &setup, &habits, |world| {
         let statement = *world.dice.pick(STATEMENTS);
-        if world.kill_backend_in(statement, Duration::from_secs(3))? {
+        if world.kill_backend_in(statement, Duration::from_secs(3)) {
             hits.set(hits.get() + 1);
         }
         world.postgres.wait_until_recovered()?;
@@ -62,7 +62,7 @@ pub(super) fn disk_full(run: &mut Run) -> Result<Verdict> {
         postgres_settings: vec![("max_wal_size", "64MB")],
         ..Setup::default()
     };
-    let habits = Habits { large_one_in: 10, ..Habits::default() };
+    let habits = Habits { large_one_in: 15, ..Habits::default() };
     let crashes = Cell::new(0);
     let tally = torment(run, &setup, &habits, |world| {
         sleep(world.dice.millis(0, 500));
