@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up down test bench lint fmt clean
+.PHONY: help build demo up down test torture bench lint fmt clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,8 +27,12 @@ down: build ## Stop what `make up` runs and clean up what a killed one left
 	@$(BIN)/certeus-operator down
 
 test: ## Run all tests
-	@scripts/setup.sh rust postgres
+	@scripts/setup.sh rust postgres faketime
 	cargo test --workspace
+
+torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 7" for some of it, "list" for what there is
+	@scripts/setup.sh postgres faketime
+	@$(BIN)/certeus-torture $(or $(TORTURE_ARGS),run)
 
 bench: build ## Print the benchmark figures; BENCH_ARGS=--quick for a short run
 	@scripts/setup.sh postgres

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes sure that what a make target needs is there; quick when it is. Run as
-#   scripts/setup.sh [rust] [postgres] [deny]
+#   scripts/setup.sh [rust] [postgres] [faketime] [deny]
 # rust:     cargo and a C compiler
 # postgres: the server programs (postgres, initdb) and psql; installed with apt where that is possible
+# faketime: libfaketime, for the tests of clocks that jump; without it these are skipped, so that its absence is no failure
 # deny:     cargo-deny, installed below .tools when it is missing or too old
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -69,6 +70,20 @@ need_postgres() {
     has_postgres || fail "postgresql is installed, but postgres and initdb are not in /usr/lib/postgresql/*/bin"
 }
 
+has_faketime() {
+    local library
+    for library in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib64/faketime/libfaketimeMT.so.1; do
+        if [ -e "$library" ]; then return 0; fi
+    done
+    return 1
+}
+
+need_faketime() {
+    has_faketime && return
+    if can_apt && echo "setup: installing libfaketime" && apt_install libfaketime; then return; fi
+    echo "setup: libfaketime is missing: the tests of clocks that jump will be skipped"
+}
+
 has_deny() {
     local found
     found=$(cargo-deny --version 2>/dev/null) || return 1
@@ -83,7 +98,7 @@ need_deny() {
 
 for need in "$@"; do
     case $need in
-        rust | postgres | deny) "need_$need" ;;
+        rust | postgres | faketime | deny) "need_$need" ;;
         *) fail "unknown need '$need'" ;;
     esac
 done

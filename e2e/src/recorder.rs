@@ -1,0 +1,207 @@
+//! Clients that send events through every fault and write down what they are promised.
+//!
+//! A request whose outcome is unknown is never sent again; one that was refused, or cannot have arrived, is sent again
+//! as it is: if a refusal had stored it after all, the checker would find it twice.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::dice::Dice;
+use crate::event::Event;
+use crate::http::{Client, Exchange, Reply, Request};
+use crate::journal::{Journal, Receipt};
+
+/// What a client still gets to end its last request once it is to stop.
+const LAST_REQUEST: Duration = Duration::from_secs(30);
+
+/// Clients at a time, each with a connection of its own.
+const CLIENTS: usize = 8;
+/// A client pauses for less than this between two requests.
+const PAUSE_MS: u64 = 20;
+
+/// How the clients behave.
+#[derive(Debug, Clone)]
+pub struct Habits {
+    /// How long they wait for a reply.
+    pub reply_timeout: Duration,
+    /// One in so many requests is large enough for a COPY.
+    pub large_one_in: u64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40 }
+    }
+}
+
+/// The pods that clients may use; they change while clients run.
+#[derive(Debug, Clone, Default)]
+pub struct Targets(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Targets {
+    /// From now on these.
+    pub fn set(&self, addresses: Vec<SocketAddr>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    fn pick(&self, dice: &mut Dice) -> Option<SocketAddr> {
+        let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!addresses.is_empty()).then(|| *dice.pick(&addresses))
+    }
+}
+
+/// Running clients.
+#[derive(Debug)]
+pub struct Recorder {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// Starts the clients.
+    #[must_use]
+    pub fn start(habits: &Habits, targets: &Targets, journal: &Arc<Journal>, dice: &mut Dice) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients = (0..CLIENTS)
+            .map(|_| {
+                let mut worker = Worker {
+                    habits: habits.clone(),
+                    targets: targets.clone(),
+                    journal: Arc::clone(journal),
+                    dice: dice.fork(),
+                    stop: Arc::clone(&stop),
+                    client: Client::new(habits.reply_timeout),
+                    target: None,
+                };
+                std::thread::spawn(move || worker.run())
+            })
+            .collect();
+        Self { stop, clients }
+    }
+
+    /// Ends the clients after the request that each has under way.
+    ///
+    /// # Errors
+    /// When a client panicked.
+    pub fn finish(mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            if client.join().is_err() {
+                bail!("a client panicked");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // Without waiting: what failed is being reported already.
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Worker {
+    habits: Habits,
+    targets: Targets,
+    journal: Arc<Journal>,
+    dice: Dice,
+    stop: Arc<AtomicBool>,
+    client: Client,
+    target: Option<SocketAddr>,
+}
+
+/// What a reply means for the events that were sent.
+enum Verdict {
+    Acknowledged(Receipt),
+    /// The promise that nothing was stored.
+    Refused,
+    Unknown,
+    /// An answer that must never be given.
+    Surprise(String),
+}
+
+impl Worker {
+    fn run(&mut self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let count = match self.dice.below(self.habits.large_one_in) {
+                0 => 501 + self.dice.below(200),
+                1..8 => 2 + self.dice.below(40),
+                _ => 1,
+            };
+            self.send(count);
+            std::thread::sleep(self.dice.millis(0, PAUSE_MS));
+        }
+    }
+
+    /// One request until its outcome is known, or known to be unknown.
+    fn send(&mut self, count: u64) {
+        let (ticket, first) = self.journal.sent(count);
+        let lines = self.dice.one_in(2);
+        let body = body(first, count, lines);
+        let content_type = if lines { "application/x-ndjson" } else { "application/json" };
+        let headers = [("content-type", content_type)];
+        let request =
+            Request { method: "POST", path: "/v1/ledger/events", headers: &headers, body: body.as_bytes() };
+        let mut stopped_at = None;
+        loop {
+            match self.attempt(&request) {
+                Verdict::Acknowledged(receipt) => return self.journal.acknowledged(ticket, receipt),
+                Verdict::Unknown => return,
+                Verdict::Surprise(text) => {
+                    self.journal.surprise(format!("events {first} (+{count}): {text}"));
+                    return;
+                }
+                Verdict::Refused => {}
+            }
+            if self.stop.load(Ordering::Relaxed)
+                && stopped_at.get_or_insert_with(Instant::now).elapsed() > LAST_REQUEST
+            {
+                return self.journal.not_stored(ticket);
+            }
+            self.target = None;
+            std::thread::sleep(self.dice.millis(5, 60));
+        }
+    }
+
+    fn attempt(&mut self, request: &Request<'_>) -> Verdict {
+        // A client keeps to its pod while that keeps the connection.
+        if !self.client.is_connected() || self.target.is_none() || self.dice.one_in(50) {
+            self.target = self.targets.pick(&mut self.dice);
+        }
+        let Some(target) = self.target else { return Verdict::Refused };
+        match self.client.send(target, request) {
+            Exchange::Reply(reply) => interpret(&reply),
+            Exchange::NotSent => Verdict::Refused,
+            Exchange::Lost => Verdict::Unknown,
+        }
+    }
+}
+
+fn body(first: u64, count: u64, lines: bool) -> String {
+    let events: Vec<String> = (first..first + count).map(|number| Event(number).json()).collect();
+    match (lines, &events[..]) {
+        (true, _) => events.join("\n"),
+        (false, [one]) => one.clone(),
+        (false, _) => format!("[ {} ]", events.join(" ,\n")),
+    }
+}
+
+/// The status and what it promises: the README, "What is promised".
+fn interpret(reply: &Reply) -> Verdict {
+    let surprise = || {
+        let body = String::from_utf8_lossy(&reply.body[..reply.body.len().min(500)]).into_owned();
+        Verdict::Surprise(format!("status {}: {body}", reply.status))
+    };
+    match (reply.status, reply.problem().as_str()) {
+        (201, _) => serde_json::from_slice(&reply.body).map_or_else(|_| surprise(), Verdict::Acknowledged),
+        (503, "outcome-unknown") => Verdict::Unknown,
+        (408 | 429, _) | (503, "unavailable" | "draining") => Verdict::Refused,
+        _ => surprise(),
+    }
+}

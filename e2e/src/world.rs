@@ -1,0 +1,373 @@
+//! What a scenario breaks: one PostgreSQL, some pods, and a faulty network between clients, pods and database.
+//!
+//! Owns all of it, and the end of every scenario: bring everything back, see that it goes on, stop it in order, and
+//! compare what was promised with what is there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::checker::{self, Violations};
+use crate::dice::Dice;
+use crate::http;
+use crate::journal::{Entry, Journal, Outcome, Receipt};
+use crate::pod::{Pod, PodSpec};
+use crate::postgres::{Postgres, Sql};
+use crate::programs;
+use crate::proxy::Proxy;
+use crate::recorder::{Habits, Recorder, Targets};
+use crate::run::Run;
+use crate::snapshot::Snapshot;
+use crate::wait_for;
+
+/// The database in the private server.
+const DATABASE: &str = "postgres";
+const LEDGER: &str = "default";
+/// Once all faults are over, this many acknowledgements must come within the limit.
+const PROGRESS_REQUESTS: usize = 20;
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Acknowledged events that are read back through the API.
+const READ_BACK: usize = 20;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Number of pods.
+    pub pods: usize,
+    /// Where PostgreSQL's data goes, if not into the run's folder.
+    pub postgres_dir: Option<PathBuf>,
+    /// Further settings of PostgreSQL.
+    pub postgres_settings: Vec<(&'static str, &'static str)>,
+    /// Environment of each pod beyond the usual; the last one is for all that follow.
+    pub pod_env: Vec<Vec<(String, String)>>,
+    /// The pods' configuration file.
+    pub pod_config: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            pods: 2,
+            postgres_dir: None,
+            postgres_settings: Vec::new(),
+            pod_env: Vec::new(),
+            pod_config: String::new(),
+        }
+    }
+}
+
+/// What was seen at the end.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    /// Requests that were sent.
+    pub requests: usize,
+    /// Of which acknowledged.
+    pub acknowledged: usize,
+    /// Of which no answer came, or the answer that nobody knows.
+    pub unknown: usize,
+    /// Of which stored nevertheless.
+    pub unknown_stored: usize,
+    /// Events in the ledger.
+    pub events: usize,
+}
+
+impl Tally {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            acknowledged: self.acknowledged + other.acknowledged,
+            unknown: self.unknown + other.unknown,
+            unknown_stored: self.unknown_stored + other.unknown_stored,
+            events: self.events + other.events,
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { requests, acknowledged, unknown, unknown_stored, events } = self;
+        write!(
+            f,
+            "{events} events; {requests} requests, {acknowledged} acknowledged, {unknown} unknown ({unknown_stored} stored)"
+        )
+    }
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+pub struct World {
+    // In the order in which they are to end.
+    pods: Vec<Option<Pod>>,
+    fronts: Vec<Proxy>,
+    /// The network between pods and database.
+    pub network: Proxy,
+    /// The database server.
+    pub postgres: Postgres,
+    /// Chance for what happens here.
+    pub dice: Dice,
+    journal: Arc<Journal>,
+    targets: Targets,
+    specs: Vec<PodSpec>,
+    dir: PathBuf,
+    pods_started: u32,
+}
+
+impl World {
+    /// Starts PostgreSQL and the pods, and waits until they take events.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start(run: &mut Run, part: &str, setup: &Setup) -> Result<Self> {
+        let dir = run.folder(part)?;
+        let postgres = Postgres::start(&postgres_dir(setup, &dir), &dir, &setup.postgres_settings)?;
+        let network = Proxy::start(postgres.address()).context("cannot start a proxy")?;
+        let program = programs::dataplane()?;
+        let url = postgres.url_through(network.address(), DATABASE);
+        let spec = |pod: usize| {
+            let own = setup.pod_env.get(pod).or(setup.pod_env.last()).cloned().unwrap_or_default();
+            let database = ("CERTEUS_DB_URL".to_owned(), url.clone());
+            PodSpec {
+                program: program.clone(),
+                env: own.into_iter().chain([database]).collect(),
+                config: setup.pod_config.clone(),
+            }
+        };
+        // Leads nowhere until the pod is there.
+        let nowhere = network.address();
+        let fronts = (0..setup.pods).map(|_| Proxy::start(nowhere)).collect::<std::io::Result<Vec<_>>>()?;
+        let mut world = Self {
+            pods: (0..setup.pods).map(|_| None).collect(),
+            fronts,
+            network,
+            postgres,
+            dice: run.dice.fork(),
+            journal: Arc::new(
+                Journal::create(&dir.join("journal.ndjson")).context("cannot make the journal")?,
+            ),
+            targets: Targets::default(),
+            specs: (0..setup.pods).map(spec).collect(),
+            dir,
+            pods_started: 0,
+        };
+        for pod in 0..setup.pods {
+            world.start_pod(pod)?;
+        }
+        for pod in world.pods.iter().flatten() {
+            pod.wait_until_ready()?;
+        }
+        Ok(world)
+    }
+
+    /// Starts clients.
+    #[must_use]
+    pub fn load(&mut self, habits: &Habits) -> Recorder {
+        Recorder::start(habits, &self.targets, &self.journal, &mut self.dice)
+    }
+
+    /// How many pods there are.
+    #[must_use]
+    pub fn pod_count(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// A running pod.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pod(&self, pod: usize) -> Result<&Pod> {
+        self.pods[pod].as_ref().with_context(|| format!("pod {pod} does not run"))
+    }
+
+    /// The network between clients and a pod.
+    #[must_use]
+    pub fn front(&self, pod: usize) -> &Proxy {
+        &self.fronts[pod]
+    }
+
+    /// What clients were promised so far.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Starts a pod that does not run; it may not take events yet.
+    ///
+    /// # Errors
+    /// When it ends at once.
+    pub fn start_pod(&mut self, pod: usize) -> Result<()> {
+        ensure!(self.pods[pod].is_none(), "pod {pod} runs already");
+        self.pods_started += 1;
+        let log = self.dir.join(format!("pod-{pod}-{}.log", self.pods_started));
+        let started = Pod::start(&self.specs[pod], &log)?;
+        self.fronts[pod].set_upstream(started.api());
+        self.pods[pod] = Some(started);
+        self.offer_running();
+        Ok(())
+    }
+
+    /// `kill -9` of a pod.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_pod(&mut self, pod: usize) -> Result<()> {
+        let killed = self.pods[pod].take().with_context(|| format!("pod {pod} does not run"))?;
+        self.offer_running();
+        killed.kill()
+    }
+
+    /// SIGTERM to a pod; waits until it has drained and ended.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end well.
+    pub fn stop_pod(&mut self, pod: usize) -> Result<()> {
+        let stopped = self.pods[pod].take().with_context(|| format!("pod {pod} does not run"))?;
+        self.offer_running();
+        stopped.stop()
+    }
+
+    /// Tells clients which pods there are, as a load balancer would. Those that are connected stay.
+    fn offer_running(&self) {
+        let running = self.pods.iter().zip(&self.fronts).filter(|(pod, _)| pod.is_some());
+        self.targets.set(running.map(|(_, front)| front.address()).collect());
+    }
+
+    /// Starts PostgreSQL again after its end, and leads the pods to it.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart_postgres(&mut self) -> Result<()> {
+        self.postgres.restart()?;
+        self.network.set_upstream(self.postgres.address());
+        Ok(())
+    }
+
+    /// A connection to the ledger's database as superuser.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn sql(&self) -> Result<Sql> {
+        self.postgres.connect(DATABASE)
+    }
+
+    /// Kills a backend that is busy with such a statement; see [`Postgres::kill_backend_in`].
+    #[must_use]
+    pub fn kill_backend_in(&self, statement: &str, limit: Duration) -> bool {
+        self.postgres.kill_backend_in(DATABASE, statement, limit)
+    }
+
+    /// Reads the whole ledger and compares it with the journal. Clients must have stopped.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn check(&self) -> Result<(Tally, Violations)> {
+        let snapshot = Snapshot::read(&self.sql()?, LEDGER)?;
+        let entries = self.journal.entries();
+        Ok((tally(&entries, &snapshot), checker::check(&snapshot, &entries)))
+    }
+
+    /// Ends all faults, and waits until events are taken again.
+    ///
+    /// # Errors
+    /// When the ledger does not come back by itself.
+    pub fn recover(&mut self) -> Result<()> {
+        self.network.heal();
+        for front in &self.fronts {
+            front.heal();
+        }
+        if self.postgres.has_ended()? {
+            self.postgres.forget();
+            self.restart_postgres()?;
+        }
+        for pod in 0..self.pods.len() {
+            if self.pods[pod].is_none() {
+                self.start_pod(pod)?;
+            }
+        }
+        for pod in self.pods.iter().flatten() {
+            pod.wait_until_ready().context("after the faults")?;
+        }
+        let before = self.journal.acknowledged_count();
+        let goes_on = || Ok(self.journal.acknowledged_count() >= before + PROGRESS_REQUESTS);
+        wait_for("acknowledgements after the faults", PROGRESS_TIMEOUT, goes_on)
+    }
+
+    /// The end of a scenario: recover, stop the clients, read back, stop the pods, check everything.
+    ///
+    /// # Errors
+    /// When anything does not hold.
+    pub fn conclude(mut self, recorder: Recorder) -> Result<Tally> {
+        self.recover()?;
+        recorder.finish()?;
+        self.read_back()?;
+        for pod in 0..self.pods.len() {
+            self.stop_pod(pod)?;
+        }
+        let (tally, violations) = self.check()?;
+        let surprises = self.journal.surprises();
+        if !violations.is_empty() || !surprises.is_empty() {
+            bail!("{violations}{}", surprises.join("\n"));
+        }
+        self.postgres.stop()?;
+        Ok(tally)
+    }
+
+    /// Reads some acknowledged events through the API.
+    fn read_back(&mut self) -> Result<()> {
+        let entries = self.journal.entries();
+        let receipts: Vec<&Receipt> = entries.iter().filter_map(receipt).collect();
+        ensure!(!receipts.is_empty(), "nothing was acknowledged");
+        for _ in 0..READ_BACK {
+            let receipt = *self.dice.pick(&receipts);
+            let api = self.pod(0)?.api();
+            let path = format!("/v1/ledger/events/{}", receipt.first_id);
+            let reply = http::request(api, "GET", &path).context("cannot read an event back")?;
+            // Not into a `Value`: some events hold numbers that it cannot.
+            let index = serde_json::from_slice::<Place>(&reply.body).ok().map(|place| place.index);
+            ensure!(
+                reply.status == 200 && index == Some(receipt.first_index),
+                "event {} reads as {} {}",
+                receipt.first_id,
+                reply.status,
+                String::from_utf8_lossy(&reply.body)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Where PostgreSQL's data is, given the folder of a part of the run.
+pub(crate) fn postgres_dir(setup: &Setup, part: &Path) -> PathBuf {
+    setup.postgres_dir.clone().unwrap_or_else(|| part.join("postgres"))
+}
+
+/// What a read event is checked for.
+#[derive(serde::Deserialize)]
+struct Place {
+    index: u64,
+}
+
+/// The receipt of an acknowledged request.
+#[must_use]
+pub fn receipt(entry: &Entry) -> Option<&Receipt> {
+    match &entry.outcome {
+        Outcome::Acknowledged { receipt, .. } => Some(receipt),
+        Outcome::Unknown | Outcome::NotStored => None,
+    }
+}
+
+fn tally(entries: &[Entry], snapshot: &Snapshot) -> Tally {
+    let numbers = snapshot.rows.iter().filter_map(|row| crate::event::Event::number_in(&row.payload));
+    let stored: std::collections::HashSet<u64> = numbers.map(|event| event.0).collect();
+    let unknown: Vec<&Entry> = entries.iter().filter(|entry| entry.outcome == Outcome::Unknown).collect();
+    Tally {
+        requests: entries.len(),
+        acknowledged: entries.iter().filter_map(receipt).count(),
+        unknown: unknown.len(),
+        unknown_stored: unknown.iter().filter(|entry| stored.contains(&entry.first_number)).count(),
+        events: snapshot.rows.len(),
+    }
+}

@@ -1,0 +1,46 @@
+//! The short form of every scenario, one test each. `certeus-torture` runs them at length.
+//!
+//! The seeds are fixed: what a change breaks is then the change's fault. Other seeds are for `make torture`.
+
+use certeus_e2e::run::{Verdict, run};
+use certeus_e2e::scenario::ALL;
+
+const SEED: u64 = 20_260_131;
+
+fn short(name: &str) {
+    let scenario = ALL.iter().find(|scenario| scenario.name == name).expect("a scenario of this name");
+    let parent = std::env::temp_dir().join("certeus-e2e");
+    match run(scenario, SEED, scenario.short_rounds, &parent) {
+        Verdict::Held(text) => eprintln!("{name}: {text}"),
+        Verdict::Skipped(reason) => eprintln!("{name}: NOT RUN: {reason}"),
+        Verdict::Broke(text) => panic!("{name}: {text}"),
+    }
+}
+
+macro_rules! scenarios {
+    ($($test:ident = $name:literal),+ $(,)?) => {
+        $(#[test] fn $test() { short($name); })+
+
+        #[test]
+        fn every_scenario_has_a_short_form() {
+            let mut tested = vec![$($name),+];
+            let mut known: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+            tested.sort_unstable();
+            known.sort_unstable();
+            assert_eq!(tested, known);
+        }
+    };
+}
+
+scenarios! {
+    pod_kill = "pod-kill",
+    pod_restart = "pod-restart",
+    pod_freeze = "pod-freeze",
+    clock_jump = "clock-jump",
+    backend_kill = "backend-kill",
+    postgres_crash = "postgres-crash",
+    disk_full = "disk-full",
+    network_database = "network-database",
+    network_clients = "network-clients",
+    tamper_read = "tamper-read",
+}
