@@ -10,8 +10,8 @@ use crate::json::{self, Scanner, Text};
 
 /// Pointers that can be configured.
 pub const FIELDS_MAX: usize = 64;
-/// Bytes of a pointer.
-pub const POINTER_BYTES_MAX: usize = 256;
+/// Bytes of a pointer: 256 characters, however long in UTF-8.
+pub const POINTER_BYTES_MAX: usize = 1024;
 /// Segments of a pointer: the depth of the recursion below.
 pub const SEGMENTS_MAX: usize = 16;
 
@@ -31,7 +31,7 @@ pub enum Error {
     #[error("{0:?} is too long: at most {POINTER_BYTES_MAX} bytes in {SEGMENTS_MAX} segments are taken")]
     TooLong(String),
     /// The ledger itself needs these in plain text.
-    #[error("{0:?} cannot be encrypted: `type` and `timestamp` are what the ledger finds events by")]
+    #[error("{0:?} cannot be encrypted: `type`, `timestamp` and `case_id` are what the ledger finds events by")]
     Reserved(String),
     /// Another pointer encrypts it already.
     #[error("{inner:?} is encrypted already, as a part of {outer:?}: leave one of them out")]
@@ -128,7 +128,7 @@ impl Node {
         for segment in path.split('/') {
             names.push(unescape(segment).ok_or_else(|| Error::Escape(owned()))?);
         }
-        if matches!(names.first().map(AsRef::as_ref), Some("type" | "timestamp")) {
+        if matches!(names.first().map(AsRef::as_ref), Some("type" | "timestamp" | "case_id")) {
             return Err(Error::Reserved(owned()));
         }
         let Some((last, inner)) = names.split_last() else { return Err(Error::NotAMember(owned())) };
