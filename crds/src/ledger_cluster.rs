@@ -222,17 +222,55 @@ impl Default for Monitoring {
 /// Keys, by reference to Secrets in the same namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("!has(self.decryptApiKeySecretRef) || has(self.apiKeySecretRef)", DECRYPT_NEEDS_KEY)
+        .field_path(".decryptApiKeySecretRef"),
+    rule("has(self.encryptedFields) == has(self.encryptionKeySecretRef)", FIELDS_AND_KEY)
+        .field_path(".encryptedFields"),
+    rule(
+        "!has(self.encryptedFields) || !self.encryptedFields.exists(f, f.matches('^/(type|timestamp|case_id)(/|$)'))",
+        PLAIN_FIELDS,
+    )
+    .field_path(".encryptedFields"),
+    rule(
+        "!has(self.encryptedFields) || \
+         self.encryptedFields.all(f, self.encryptedFields.exists_one(g, (f + '/').startsWith(g + '/')))",
+        COVERED_FIELDS,
+    )
+    .field_path(".encryptedFields"),
+]))]
 pub struct Security {
     /// The API key that every request must carry. Without it pods listen on the loopback address alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key_secret_ref: Option<SecretKeyRef>,
-    /// The key for field-level encryption: 32 bytes, base64.
+    /// A second API key. Requests that carry it may do everything that the first one allows, and read encrypted fields
+    /// decrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decrypt_api_key_secret_ref: Option<SecretKeyRef>,
+    /// The keys for field-level encryption: each 32 bytes in base64, separated by commas or lines. The first one encrypts,
+    /// all of them decrypt. Needs `encryptedFields`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_key_secret_ref: Option<SecretKeyRef>,
+    /// Members of events whose values are stored encrypted, as JSON pointers such as `/card/number`; in place of an array's
+    /// elements the array. An empty list encrypts nothing and still decrypts what is stored. Needs
+    /// `encryptionKeySecretRef`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 256), regex(pattern = r"^(/([^~/]|~[01])*){1,16}$"))
+    )]
+    pub encrypted_fields: Option<Vec<String>>,
     /// The Ed25519 private key that signs checkpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signing_key_secret_ref: Option<SecretKeyRef>,
 }
+
+const DECRYPT_NEEDS_KEY: &str =
+    "decryptApiKeySecretRef needs apiKeySecretRef: without it every caller may read what is decrypted";
+const FIELDS_AND_KEY: &str = "encryptedFields and encryptionKeySecretRef need each other; an empty list of fields encrypts nothing and \
+     still decrypts what is stored";
+const PLAIN_FIELDS: &str = "type, timestamp and case_id cannot be encrypted: the ledger finds events by them";
+const COVERED_FIELDS: &str = "a field is listed that another one contains or repeats; leave it out";
 
 /// Where pods may run. All of it is copied into the pods as it stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -251,6 +289,38 @@ pub struct Scheduling {
 
 pub(crate) fn rule(expression: &str, message: &str) -> Rule {
     Rule::new(expression).message(message)
+}
+
+/// What the pattern of `encryptedFields` says (RFC 6901; the pod takes 16 segments).
+fn is_member_pointer(text: &str) -> bool {
+    let escapes_end = |segment: &str| segment.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    text.strip_prefix('/')
+        .is_some_and(|path| path.split('/').count() <= 16 && path.split('/').all(escapes_end))
+}
+
+impl Security {
+    fn check_relations(&self, refuse: &mut impl FnMut(bool, &str, &str)) {
+        let without_key = self.decrypt_api_key_secret_ref.is_some() && self.api_key_secret_ref.is_none();
+        refuse(without_key, "spec.security.decryptApiKeySecretRef", DECRYPT_NEEDS_KEY);
+        let fields_path = "spec.security.encryptedFields";
+        let one_alone = self.encrypted_fields.is_some() != self.encryption_key_secret_ref.is_some();
+        refuse(one_alone, fields_path, FIELDS_AND_KEY);
+        let pointers = self.encrypted_fields.iter().flatten().enumerate();
+        for (index, pointer) in pointers.filter(|(_, pointer)| !is_member_pointer(pointer)) {
+            let problem =
+                format!("must be a JSON pointer to a member, such as /card/number, not {pointer:?}");
+            refuse(true, &schema::element_path(fields_path, index), &problem);
+        }
+        let fields: Vec<String> =
+            self.encrypted_fields.iter().flatten().map(|field| format!("{field}/")).collect();
+        let plain = |field: &String| {
+            ["/type/", "/timestamp/", "/case_id/"].iter().any(|reserved| field.starts_with(reserved))
+        };
+        refuse(fields.iter().any(plain), fields_path, PLAIN_FIELDS);
+        // Each field is within itself, and must be within no other.
+        let covered = |field: &String| fields.iter().filter(|other| field.starts_with(*other)).count() > 1;
+        refuse(fields.iter().any(covered), fields_path, COVERED_FIELDS);
+    }
 }
 
 impl LedgerCluster {
@@ -316,6 +386,8 @@ impl LedgerClusterSpec {
             "spec.database.secretRef",
             ONE_DATABASE,
         );
+
+        self.security.check_relations(&mut refuse);
 
         let cooldown_max = Duration::from_secs(3600);
         refuse(scaling.cooldown > cooldown_max, "spec.autoscaling.cooldown", "must be at most 1h");

@@ -85,7 +85,25 @@ fn defaults_of_the_schema_are_those_of_the_types() {
 fn rules_refuse_the_same_in_cel_and_in_rust() {
     let fallback =
         |replicas: u32| json!({ "autoscaling": { "fallback": { "failures": 3, "replicas": replicas } } });
+    let secret = json!({ "name": "keys", "key": "k" });
+    let security = |security: Value| json!({ "security": security });
+    let encrypted = |fields: Value| {
+        security(json!({ "encryptedFields": fields, "encryptionKeySecretRef": secret.clone() }))
+    };
+    let fields = Some("spec.security.encryptedFields");
     let cases = [
+        (encrypted(json!(["/card/number", "/card/name", "/cards", "/a~1b"])), None),
+        (encrypted(json!([])), None),
+        (security(json!({ "encryptedFields": [] })), fields),
+        (security(json!({ "encryptionKeySecretRef": secret })), fields),
+        (encrypted(json!(["/timestamp"])), fields),
+        (encrypted(json!(["/type/of"])), fields),
+        (encrypted(json!(["/case_id"])), fields),
+        (encrypted(json!(["/types"])), None),
+        (encrypted(json!(["/card/number", "/card"])), fields),
+        (encrypted(json!(["/card", "/card"])), fields),
+        (security(json!({ "decryptApiKeySecretRef": secret })), Some("spec.security.decryptApiKeySecretRef")),
+        (security(json!({ "decryptApiKeySecretRef": secret, "apiKeySecretRef": secret })), None),
         (json!({}), None),
         (json!({ "replicas": 2 }), Some("spec.replicas")),
         (json!({ "replicas": 2, "autoscaling": { "enabled": false } }), None),
@@ -249,6 +267,17 @@ fn errors_name_the_field_and_what_would_be_valid() {
         with(json!({ "ledger": { "batchTimeout": "1m" } })),
         "spec.ledger.batchTimeout: must be at most 5s"
     );
+    let fields = |fields: Value| {
+        let secret = json!({ "name": "keys", "key": "k" });
+        with(json!({ "security": { "encryptedFields": fields, "encryptionKeySecretRef": secret } }))
+    };
+    assert_eq!(
+        fields(json!(["/ok", "email"])),
+        "spec.security.encryptedFields[1]: must be a JSON pointer to a member, such as /card/number, not \"email\""
+    );
+    for bad in ["/a~2", "", "/a~", "/~~0", &"/a".repeat(17), &format!("/{}", "a".repeat(256))] {
+        assert!(fields(json!([bad])).starts_with("spec.security.encryptedFields[0]: must"), "{bad}");
+    }
     // Parts that come from Kubernetes are looked into as well.
     let typo = with(json!({ "scheduling": { "tolerations": [{ "kye": "a" }] } }));
     assert!(typo.starts_with("spec.scheduling.tolerations[0].kye: unknown field"), "{typo}");

@@ -94,12 +94,17 @@ fn pod_config(cluster: &Cluster) -> String {
     // Without a key whoever reaches the pod could write to the ledger; the pod refuses other addresses as well.
     let host = if cluster.security.api_key_secret_ref.is_some() { "0.0.0.0" } else { "127.0.0.1" };
     let ledger = &cluster.ledger;
+    // Every JSON text is YAML. Left out where there is none, so that pods of other clusters do not restart.
+    let encryption = cluster.security.encrypted_fields.as_ref().map_or_else(String::new, |fields| {
+        format!("encryption:\n  fields: {}\n", serde_json::Value::from(fields.clone()))
+    });
     // Sizes and times are written in one unit each, whatever the user wrote, so that equal settings give equal text.
     format!(
         "api:\n  listen: \"{host}:{API_PORT}\"\n\
          admin:\n  listen: \"{host}:{ADMIN_PORT}\"\n\
          database:\n  poolSize: {}\n\
          ledger:\n  batchSize: {}\n  batchTimeout: {}ms\n  queueEvents: {}\n  queueBytes: {}\n  writers: {}\n\
+         {encryption}\
          log:\n  level: info\n",
         cluster.pool_size,
         ledger.batch_size,
@@ -266,8 +271,13 @@ fn environment(cluster: &Cluster) -> Vec<EnvVar> {
         DatabaseSource::Secret(reference) => Some(reference),
         DatabaseSource::Embedded => None,
     };
-    let secrets =
-        [("CERTEUS_DB_URL", database), ("CERTEUS_API_KEY", cluster.security.api_key_secret_ref.as_ref())];
+    let security = &cluster.security;
+    let secrets = [
+        ("CERTEUS_DB_URL", database),
+        ("CERTEUS_API_KEY", security.api_key_secret_ref.as_ref()),
+        ("CERTEUS_DECRYPT_API_KEY", security.decrypt_api_key_secret_ref.as_ref()),
+        ("CERTEUS_ENCRYPTION_KEY", security.encryption_key_secret_ref.as_ref()),
+    ];
     secrets.into_iter().filter_map(|(name, reference)| Some(secret_variable(name, reference?))).collect()
 }
 

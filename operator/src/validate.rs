@@ -122,11 +122,6 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         let problem = "is required, above 0, as the CPU trigger is a fraction of it; or set autoscaling.cpu.enabled to false";
         errors.push(FieldError::new("spec.resources.requests.cpu", problem));
     }
-    if spec.security.encryption_key_secret_ref.is_some() {
-        // Taking the key and storing plain text would be the worst answer.
-        let problem = "is not available in this version: leave it out";
-        errors.push(FieldError::new("spec.security.encryptionKeySecretRef", problem));
-    }
     let scaling = scaling(object, &mut errors);
     let pool_size = scaling
         .as_ref()
@@ -356,11 +351,12 @@ mod tests {
     }
 
     #[test]
-    fn encryption_that_would_not_happen_is_refused() {
-        check(
-            "{ database: { embedded: true }, security: { encryptionKeySecretRef: { name: keys, key: k } } }",
-            "spec.security.encryptionKeySecretRef: is not available in this version: leave it out",
-        );
+    fn encryption_without_fields_or_without_a_key_is_refused() {
+        let needed = "spec.security.encryptedFields: encryptedFields and encryptionKeySecretRef need each other; an empty list of \
+                      fields encrypts nothing and still decrypts what is stored";
+        for security in ["encryptionKeySecretRef: { name: keys, key: k }", "encryptedFields: [/email]"] {
+            check(&format!("{{ database: {{ embedded: true }}, security: {{ {security} }} }}"), needed);
+        }
     }
 
     #[test]

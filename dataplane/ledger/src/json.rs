@@ -4,6 +4,8 @@
 //! (`submission.rs` does). The caller has checked that the bytes are UTF-8. The bytes are kept and hashed as they
 //! came, so the scanner only has to say "well formed" and where the parts are.
 
+use std::borrow::Cow;
+
 /// Objects and arrays may be nested this deep; one bit of [`Nesting`] each.
 pub const DEPTH_MAX: u32 = 128;
 
@@ -49,6 +51,20 @@ pub struct Text {
     pub end: usize,
     /// Whether there is a backslash, so that the bytes are not the text itself.
     pub escaped: bool,
+}
+
+impl Text {
+    /// The text that the string stands for. `bytes` are those it was scanned in; `None` when they are not UTF-8 or an
+    /// escape is half of a surrogate pair.
+    #[must_use]
+    pub fn decode(self, bytes: &[u8]) -> Option<Cow<'_, str>> {
+        if self.escaped {
+            // The quotes stand right before and after.
+            serde_json::from_slice(&bytes[self.start - 1..=self.end]).ok().map(Cow::Owned)
+        } else {
+            std::str::from_utf8(&bytes[self.start..self.end]).ok().map(Cow::Borrowed)
+        }
+    }
 }
 
 /// Which kind of container each open level is: a stack of bits.

@@ -12,6 +12,7 @@
 //! commit's own transaction makes it so.
 
 pub mod envelope;
+pub mod field;
 pub mod id;
 pub mod json;
 pub mod request;

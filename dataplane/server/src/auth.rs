@@ -1,4 +1,4 @@
-//! Access control: one API key for everything but health.
+//! Access control: one API key for everything but health, and a second one that may also read decrypted fields.
 //!
 //! Owns the comparison, which takes the same time wherever a wrong key differs. Never logs what a caller sent.
 
@@ -12,30 +12,48 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::config::Secret;
+use crate::config::{ApiKeys, Secret};
 use crate::problem::{Code, Error};
 
-/// The digest of the key that callers must show; `None` when the pod serves loopback only and asks for none.
+/// The digests of the keys of which callers must show one; `None` when the pod serves loopback only and asks for none.
 #[derive(Clone)]
-pub(crate) struct ApiKey(Option<Arc<[u8; 32]>>);
+pub(crate) struct ApiKey(Option<Arc<Digests>>);
+
+struct Digests {
+    ordinary: [u8; 32],
+    decrypting: Option<[u8; 32]>,
+}
+
+/// What a caller that was let in may do beside everything else. Handlers find it in the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Read encrypted fields decrypted.
+    pub(crate) decrypt: bool,
+}
 
 impl ApiKey {
-    /// From the configured key.
+    /// From the configured keys.
     #[must_use]
-    pub(crate) fn new(key: Option<&Secret>) -> Self {
-        Self(key.map(|key| Arc::new(Sha256::digest(key.expose().as_bytes()).into())))
+    pub(crate) fn new(keys: Option<&ApiKeys>) -> Self {
+        let digest = |key: &Secret| Sha256::digest(key.expose().as_bytes()).into();
+        Self(keys.map(|ApiKeys { ordinary, decrypting }| {
+            Arc::new(Digests { ordinary: digest(ordinary), decrypting: decrypting.as_ref().map(digest) })
+        }))
     }
 
-    /// Whether the headers show the key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(expected) = &self.0 else { return true };
+    /// What the headers give access to, by `Authorization: Bearer KEY` or `X-API-Key: KEY`; `None` without a right key.
+    fn access(&self, headers: &HeaderMap) -> Option<Access> {
+        let Some(expected) = &self.0 else { return Some(Access { decrypt: true }) };
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
             let (scheme, key) = value.as_bytes().split_at_checked(7)?;
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
         });
-        let shown = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
+        let shown = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))?;
         // Digests have one length, so that not even the key's length shows in the time taken.
-        shown.is_some_and(|key| bool::from(Sha256::digest(key)[..].ct_eq(&expected[..])))
+        let shown = Sha256::digest(shown);
+        let ordinary = bool::from(shown[..].ct_eq(&expected.ordinary[..]));
+        let decrypt = expected.decrypting.is_some_and(|key| bool::from(shown[..].ct_eq(&key[..])));
+        (ordinary || decrypt).then_some(Access { decrypt })
     }
 }
 
@@ -60,11 +78,12 @@ fn is_local(headers: &HeaderMap) -> bool {
 }
 
 /// Lets a request pass only with the key, or from this machine where there is none.
-pub(crate) async fn require_key(State(key): State<ApiKey>, request: Request, next: Next) -> Response {
+pub(crate) async fn require_key(State(key): State<ApiKey>, mut request: Request, next: Next) -> Response {
     if key.0.is_none() && !is_local(request.headers()) {
         let detail = "without an API key only requests to and from localhost are answered";
         Error::new(Code::Forbidden, detail).into_response()
-    } else if key.admits(request.headers()) {
+    } else if let Some(access) = key.access(request.headers()) {
+        request.extensions_mut().insert(access);
         next.run(request).await
     } else {
         let detail = "send the header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'";
@@ -77,16 +96,21 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn admits(name: &'static str, value: &'static str) -> bool {
+    fn access(name: &'static str, value: &'static str) -> Option<Access> {
         let config = Config::load(None, |name| match name {
             "CERTEUS_DB_URL" => Some("postgres://localhost/x".into()),
             "CERTEUS_API_KEY" => Some("0123456789abcdef".into()),
+            "CERTEUS_DECRYPT_API_KEY" => Some("decrypting-0123456789".into()),
             _ => None,
         });
-        let key = ApiKey::new(config.unwrap().api_key.as_ref());
+        let key = ApiKey::new(config.unwrap().api_keys.as_ref());
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().unwrap());
-        key.admits(&headers)
+        key.access(&headers)
+    }
+
+    fn admits(name: &'static str, value: &'static str) -> bool {
+        access(name, value).is_some()
     }
 
     #[test]
@@ -123,6 +147,14 @@ mod tests {
         }
         assert!(!admits("x-api-key", "0123456789abcdeF"));
         assert!(!admits("cookie", "0123456789abcdef"));
-        assert!(ApiKey::new(None).admits(&HeaderMap::new()));
+        assert_eq!(ApiKey::new(None).access(&HeaderMap::new()), Some(Access { decrypt: true }));
+    }
+
+    #[test]
+    fn the_second_key_may_do_the_same_and_decrypt() {
+        assert_eq!(access("x-api-key", "0123456789abcdef"), Some(Access { decrypt: false }));
+        assert_eq!(access("x-api-key", "decrypting-0123456789"), Some(Access { decrypt: true }));
+        assert_eq!(access("authorization", "Bearer decrypting-0123456789"), Some(Access { decrypt: true }));
+        assert_eq!(access("x-api-key", "decrypting-012345678"), None);
     }
 }

@@ -10,9 +10,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use certeus_ledger::Database;
+use certeus_ledger::field::{Encryption, Fields, Keyring};
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -25,6 +27,7 @@ const READ_CONNECTIONS_MIN: usize = 2;
 const VARIABLES: &[&str] = &[
     "CERTEUS_DB_URL",
     "CERTEUS_API_KEY",
+    "CERTEUS_DECRYPT_API_KEY",
     "CERTEUS_ENCRYPTION_KEY",
     "CERTEUS_API_LISTEN",
     "CERTEUS_ADMIN_LISTEN",
@@ -74,6 +77,7 @@ struct File {
     admin: ListenSection,
     database: DatabaseSection,
     ledger: LedgerSection,
+    encryption: EncryptionSection,
     log: LogSection,
 }
 
@@ -97,6 +101,12 @@ struct LedgerSection {
     queue_events: Option<usize>,
     queue_bytes: Option<Bytes>,
     writers: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct EncryptionSection {
+    fields: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -168,8 +178,19 @@ pub(crate) struct Config {
     pub(crate) writers: usize,
     /// Log level. Default: info.
     pub(crate) log_level: LevelFilter,
-    /// The key that callers must show, from `CERTEUS_API_KEY`. Without it only loopback addresses are served.
-    pub(crate) api_key: Option<Secret>,
+    /// The keys that callers must show one of. Without them only loopback addresses are served.
+    pub(crate) api_keys: Option<ApiKeys>,
+    /// What is encrypted, from `encryption.fields` and `CERTEUS_ENCRYPTION_KEY`. Default: nothing.
+    pub(crate) encryption: Option<Arc<Encryption>>,
+}
+
+/// What callers show.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiKeys {
+    /// Opens everything, and shows encrypted fields as they are stored: `CERTEUS_API_KEY`.
+    pub(crate) ordinary: Secret,
+    /// Opens everything, and shows encrypted fields decrypted: `CERTEUS_DECRYPT_API_KEY`.
+    pub(crate) decrypting: Option<Secret>,
 }
 
 impl Config {
@@ -225,23 +246,10 @@ fn number(
 }
 
 fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let File { api, admin, database: pool, ledger, log } = file;
+    let File { api, admin, database: pool, ledger, encryption, log } = file;
     let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
-    if variable("CERTEUS_ENCRYPTION_KEY").is_some() {
-        // Taking the key and storing plain text would be the worst answer.
-        return Err(invalid(
-            "CERTEUS_ENCRYPTION_KEY",
-            "field encryption is not available in this version: unset it",
-        ));
-    }
-    let api_key = variable("CERTEUS_API_KEY").map(Secret);
-    if let Some(key) = api_key.as_ref().map(Secret::expose)
-        && (key.len() < 16 || !key.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        // No header could carry anything else, such as the line feed at the end of a mounted file.
-        let reason = "must have at least 16 characters, all of them visible ASCII without white space";
-        return Err(invalid("CERTEUS_API_KEY", reason));
-    }
+    let api_keys = api_keys(&variable)?;
+    let encryption = encryption_of(encryption.fields, variable("CERTEUS_ENCRYPTION_KEY").map(Secret))?;
     let database_url = variable("CERTEUS_DB_URL").ok_or_else(|| {
         invalid(
             "CERTEUS_DB_URL",
@@ -288,13 +296,59 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         )?,
         writers,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
-        api_key,
+        api_keys,
+        encryption,
     };
     if config.batch_timeout > Duration::from_secs(5) {
         return Err(invalid("ledger.batchTimeout", "must be at most 5s"));
     }
     check_exposure(&config)?;
     Ok(config)
+}
+
+fn api_keys(variable: impl Fn(&str) -> Option<String>) -> Result<Option<ApiKeys>, Error> {
+    let read = |name: &str| match variable(name) {
+        // No header could carry anything else, such as the line feed at the end of a mounted file.
+        Some(key) if key.len() < 16 || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            let reason = "must have at least 16 characters, all of them visible ASCII without white space";
+            Err(invalid(name, reason))
+        }
+        key => Ok(key.map(Secret)),
+    };
+    let decrypting = "CERTEUS_DECRYPT_API_KEY";
+    match (read("CERTEUS_API_KEY")?, read(decrypting)?) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => {
+            let reason = "needs CERTEUS_API_KEY: without that one every caller may read what is decrypted";
+            Err(invalid(decrypting, reason))
+        }
+        (Some(ordinary), Some(same)) if ordinary.0 == same.0 => {
+            Err(invalid(decrypting, "must differ from CERTEUS_API_KEY"))
+        }
+        (Some(ordinary), decrypting) => Ok(Some(ApiKeys { ordinary, decrypting })),
+    }
+}
+
+/// Taking a key and storing plain text, or the other way round, would be the worst answer: one without the other is refused.
+fn encryption_of(
+    fields: Option<Vec<String>>,
+    keys: Option<Secret>,
+) -> Result<Option<Arc<Encryption>>, Error> {
+    let (fields_key, keys_key) = ("encryption.fields", "CERTEUS_ENCRYPTION_KEY");
+    let (fields, keys) = match (fields, keys) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => {
+            let reason = "is set, but encryption.fields is not: list the members to encrypt, or write an empty list \
+                          to encrypt nothing and still decrypt what is stored";
+            return Err(invalid(keys_key, reason));
+        }
+        (Some(fields), None) if fields.is_empty() => return Ok(None),
+        (Some(_), None) => return Err(invalid(fields_key, "needs a key in CERTEUS_ENCRYPTION_KEY")),
+        (Some(fields), Some(keys)) => (fields, keys),
+    };
+    let fields = Fields::new(&fields).map_err(|error| invalid(fields_key, error.to_string()))?;
+    let keyring = Keyring::parse(keys.expose()).map_err(|error| invalid(keys_key, error.to_string()))?;
+    Ok(Some(Arc::new(Encryption { fields, keyring })))
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -321,8 +375,8 @@ fn address<T: FromStr>(
 
 /// Without a key nothing beyond this machine may reach the pod.
 fn check_exposure(config: &Config) -> Result<(), Error> {
-    let Config { api, admin, api_key, .. } = config;
-    let exposed = |address: &SocketAddr| api_key.is_none() && !address.ip().is_loopback();
+    let Config { api, admin, api_keys, .. } = config;
+    let exposed = |address: &SocketAddr| api_keys.is_none() && !address.ip().is_loopback();
     let reason = "without CERTEUS_API_KEY only loopback addresses such as 127.0.0.1 may be served";
     match api {
         Listen::Address(address) if exposed(address) => {
@@ -418,7 +472,6 @@ mod tests {
             refusal("", &[URL, ("CERTEUS_API_KEY", "0123456789abcdef\n")])
                 .starts_with("CERTEUS_API_KEY: must")
         );
-        assert!(refusal("", &[URL, ("CERTEUS_ENCRYPTION_KEY", "x")]).contains("not available"));
         assert!(refusal("", &[URL, ("CERTEUS_METRICS_PORT", "99999")]).starts_with("CERTEUS_METRICS_PORT"));
     }
 
@@ -433,6 +486,60 @@ mod tests {
             });
             assert_eq!(found.unwrap_err().to_string(), format!("{name}: is not UTF-8"));
         }
+    }
+
+    #[test]
+    fn encryption_takes_fields_and_keys_or_neither() {
+        const ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+        const TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+        let fields = "encryption: {fields: [/card/number, /email]}";
+        let keys = |value| [URL, ("CERTEUS_ENCRYPTION_KEY", value)];
+        assert!(load("", &[URL]).unwrap().encryption.is_none());
+        assert!(load("encryption: {fields: []}", &[URL]).unwrap().encryption.is_none());
+        let both = format!("{TWO},\n{ONE}\n");
+        let config = load(fields, &keys(&both)).unwrap();
+        let encryption = config.encryption.as_ref().unwrap();
+        assert_eq!((encryption.fields.len(), encryption.keyring.ids().count()), (2, 2));
+        assert!(!format!("{config:?}").contains("AgIC"));
+        // Only decrypts: said on purpose, not forgotten.
+        assert!(load("encryption: {fields: []}", &keys(ONE)).unwrap().encryption.unwrap().fields.is_empty());
+        for (yaml, keys, expected) in [
+            (fields, None, "encryption.fields: needs a key in CERTEUS_ENCRYPTION_KEY"),
+            ("", Some(ONE), "CERTEUS_ENCRYPTION_KEY: is set, but encryption.fields is not"),
+            (fields, Some(""), "CERTEUS_ENCRYPTION_KEY: there is no key in it"),
+            (fields, Some("hush"), "CERTEUS_ENCRYPTION_KEY: key 1 has 3 bytes, and must have 32"),
+            (fields, Some("hush!"), "CERTEUS_ENCRYPTION_KEY: key 1 is not base64"),
+            (
+                "encryption: {fields: [email]}",
+                Some(ONE),
+                "encryption.fields: \"email\" is not a JSON pointer",
+            ),
+            ("encryption: {fields: [/type]}", Some(ONE), "encryption.fields: \"/type\" cannot be encrypted"),
+        ] {
+            let variables: Vec<_> =
+                [URL].into_iter().chain(keys.map(|keys| ("CERTEUS_ENCRYPTION_KEY", keys))).collect();
+            let found = refusal(yaml, &variables);
+            assert!(found.starts_with(expected) && !found.contains("hush"), "{yaml}: {found}");
+        }
+    }
+
+    #[test]
+    fn the_second_key_needs_the_first_and_differs() {
+        let (first, second) =
+            (("CERTEUS_API_KEY", "0123456789abcdef"), ("CERTEUS_DECRYPT_API_KEY", "fedcba9876543210"));
+        let keys = load("", &[URL, first, second]).unwrap().api_keys.unwrap();
+        assert!(
+            keys.decrypting.is_some()
+                && load("", &[URL, first]).unwrap().api_keys.unwrap().decrypting.is_none()
+        );
+        assert!(refusal("", &[URL, second]).starts_with("CERTEUS_DECRYPT_API_KEY: needs CERTEUS_API_KEY"));
+        assert!(
+            refusal("", &[URL, first, (second.0, first.1)])
+                .starts_with("CERTEUS_DECRYPT_API_KEY: must differ")
+        );
+        assert!(
+            refusal("", &[URL, first, (second.0, "short")]).starts_with("CERTEUS_DECRYPT_API_KEY: must have")
+        );
     }
 
     #[test]

@@ -45,8 +45,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
 #[command(
     name = "certeus-dataplane",
     version,
-    after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, \
-                  CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, CERTEUS_LOG_LEVEL override the file.\n\n\
+    after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_DECRYPT_API_KEY, \
+                  CERTEUS_ENCRYPTION_KEY; CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, CERTEUS_LOG_LEVEL override the file.\n\n\
                   Exit codes: 0 drained and stopped, 1 failed, 2 the configuration cannot work.\n\n\
                   Example:\n  CERTEUS_DB_URL=postgres://me:secret@localhost/events certeus-dataplane"
 )]
@@ -107,7 +107,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         queue_bytes,
         writers,
         log_level: _,
-        api_key,
+        api_keys,
+        encryption,
     } = config;
     raise_file_limit();
     // Before anything slow, so that a signal at any time drains instead of killing.
@@ -128,8 +129,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
             batch_timeout,
         },
     };
-    let api_socket = serve::bind(api, api_key.is_some())?;
-    let admin_socket = serve::bind(Listen::Address(admin), api_key.is_some())?;
+    let api_socket = serve::bind(api, api_keys.is_some())?;
+    let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;
     let (api_address, admin_address) = (api_socket.local_addr()?, admin_socket.local_addr()?);
     let (ledger, tasks) = Ledger::start(ledger_config, &registry)?;
     let lifecycle = Lifecycle::new();
@@ -145,7 +146,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         body_bytes_max: BODY_BYTES_MAX.min(queue_bytes),
         pool_size,
     });
-    let key = ApiKey::new(api_key.as_ref());
+    let key = ApiKey::new(api_keys.as_ref());
     let mut servers = tokio::task::JoinSet::new();
     let admin_router = api::admin_router(app.clone(), key.clone());
     servers.spawn(serve::serve_admin(admin_socket, admin_router, Arc::clone(&lifecycle)));
