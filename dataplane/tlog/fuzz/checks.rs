@@ -1,6 +1,7 @@
 //! What must hold for every input of each parser and verifier: no panic, and what is accepted is written back as it was.
 //!
-//! The fuzz targets and `tests/seeds.rs` run the same functions, the latter on the seeds and on mutations of them.
+//! The fuzz targets and `tests/seeds.rs` run the same functions, the latter on the seeds and on mutations of them. To fuzz, in
+//! `dataplane/tlog`: `cargo +nightly fuzz run -s none note fuzz/corpus/note fuzz/seeds/note -- -max_total_time=60`.
 
 use certeus_tlog::checkpoint::Checkpoint;
 use certeus_tlog::note::{Algorithm, Signature, SignedNote, SignerKey, VerifierKey};

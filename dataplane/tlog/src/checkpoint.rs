@@ -91,7 +91,8 @@ impl Checkpoint {
     }
 
     /// Reads and verifies a signed checkpoint of the log `origin`: at least one of `keys` signed it, and none of them wrongly.
-    /// Returns who signed as well, so that a caller can ask for more than one.
+    /// Give the log's own keys: one of a witness among them would do in their place. Returns who signed as well, so that a
+    /// caller can ask for more than one.
     ///
     /// # Errors
     /// When it is not to be trusted.

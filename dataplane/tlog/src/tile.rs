@@ -85,6 +85,11 @@ impl TileId {
         Ok(Self { level, index, width })
     }
 
+    /// The full tile `index` of a level, which the caller knows to exist.
+    pub(crate) fn full(level: u8, index: u64) -> Self {
+        Self { level, index, width: TILE_WIDTH }
+    }
+
     /// The tile from which the root of the full subtree `index` of 2^`level` leaves follows, as wide as it is in a tree of `size`
     /// leaves; none if that tree does not have the whole subtree.
     #[must_use]

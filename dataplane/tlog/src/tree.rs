@@ -4,9 +4,9 @@
 //! once, when it is full, and shows the partial ones on request. An append hashes each leaf's share of nodes, one node per leaf
 //! on average, and allocates nothing.
 
+use crate::SIZE_MAX;
 use crate::hash::{Hash, empty_root, node_hash};
 use crate::tile::{TILE_HEIGHT, TILE_LEVELS, TILE_WIDTH, TileId, partial_tiles};
-use crate::{SIZE_MAX, leaf_hash};
 
 /// The right edge of a growing tree: roots of the full subtrees it is made of, and the hashes of the tiles not yet full.
 #[derive(Debug, Clone)]
@@ -89,30 +89,22 @@ impl Frontier {
     #[inline]
     pub fn append(&mut self, leaf: Hash, mut completed: impl FnMut(TileId, &[Hash])) {
         let mut hash = leaf;
-        let mut level = 0;
+        let mut level = 0u8;
         self.push(0, hash);
         while self.size >> level & 1 == 1 {
-            hash = node_hash(&self.subtrees[level], &hash);
+            hash = node_hash(&self.subtrees[usize::from(level)], &hash);
             level += 1;
-            if level.is_multiple_of(usize::from(TILE_HEIGHT)) {
-                let above = level / usize::from(TILE_HEIGHT);
-                self.complete(above - 1, &mut completed);
+            if level.is_multiple_of(TILE_HEIGHT) {
+                let above = level / TILE_HEIGHT;
+                let full = &mut self.open[usize::from(above - 1)];
+                // `size` does not count this leaf yet, so that the tile is the one it falls into.
+                completed(TileId::full(above - 1, self.size >> level), full);
+                full.clear();
                 self.push(above, hash);
             }
         }
-        self.subtrees[level] = hash;
+        self.subtrees[usize::from(level)] = hash;
         self.size += 1;
-    }
-
-    /// Appends entries: [`Self::append`] of each one's leaf hash.
-    pub fn append_entries<'a>(
-        &mut self,
-        entries: impl IntoIterator<Item = &'a [u8]>,
-        mut completed: impl FnMut(TileId, &[Hash]),
-    ) {
-        for entry in entries {
-            self.append(leaf_hash(entry), &mut completed);
-        }
     }
 
     /// Number of leaves.
@@ -135,25 +127,12 @@ impl Frontier {
     }
 
     #[inline]
-    fn push(&mut self, tile_level: usize, hash: Hash) {
-        let open = &mut self.open[tile_level];
+    fn push(&mut self, tile_level: u8, hash: Hash) {
+        let open = &mut self.open[usize::from(tile_level)];
         if open.capacity() == 0 {
             open.reserve_exact(TILE_WIDTH.into());
         }
         open.push(hash);
-    }
-
-    fn complete(&mut self, tile_level: usize, completed: &mut impl FnMut(TileId, &[Hash])) {
-        let open = &mut self.open[tile_level];
-        // `size` does not count the present leaf yet, so that its tile is the one it falls into.
-        let index = self.size >> (usize::from(TILE_HEIGHT) * (tile_level + 1));
-        let level = u8::try_from(tile_level).unwrap_or_default();
-        if let Some(tile) =
-            TileId::new(level, index, TILE_WIDTH).ok().filter(|_| open.len() == TILE_WIDTH.into())
-        {
-            completed(tile, open);
-        }
-        open.clear();
     }
 }
 

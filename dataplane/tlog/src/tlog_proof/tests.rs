@@ -38,6 +38,26 @@ fn a_proof_file_verifies_and_survives_formatting() {
 }
 
 #[test]
+fn no_altered_byte_goes_unnoticed() {
+    let (proof, signer, leaf) = example(b"");
+    let keys = [signer.verifier().clone()];
+    let good = proof.to_string().into_bytes();
+    for place in 0..good.len() {
+        for flip in [1, 2, 0x20, 0x80] {
+            let mut altered = good.clone();
+            altered[place] ^= flip;
+            let accepted =
+                TlogProof::parse(&altered).is_ok_and(|proof| proof.verify(&leaf, ORIGIN, &keys).is_ok());
+            assert!(!accepted, "byte {place}: {}", String::from_utf8_lossy(&altered));
+        }
+    }
+    for length in 0..good.len() {
+        let cut = TlogProof::parse(&good[..length]);
+        assert!(!cut.is_ok_and(|proof| proof.verify(&leaf, ORIGIN, &keys).is_ok()), "{length} bytes");
+    }
+}
+
+#[test]
 fn what_is_not_a_proof_file_is_refused() {
     let (proof, ..) = example(b"salt");
     let good = proof.to_string();

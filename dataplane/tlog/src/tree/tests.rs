@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use proptest::prelude::*;
 
 use super::*;
+use crate::leaf_hash;
 use crate::tile::{TileSet, new_tiles};
 
 fn leaf(index: u64) -> Hash {
@@ -43,18 +44,6 @@ fn each_tile_is_handed_out_once_and_holds_what_its_name_says() {
         }
     }
     assert_eq!(frontier.root(), root_of(&leaves));
-}
-
-#[test]
-fn appending_entries_is_appending_their_leaf_hashes() {
-    let entries: Vec<[u8; 32]> = (0..300u64).map(|i| leaf(i).0).collect();
-    let (mut by_entry, mut by_leaf) = (Frontier::new(), Frontier::new());
-    let mut completed = Vec::new();
-    by_entry
-        .append_entries(entries.iter().map(|entry| entry.as_slice()), |tile, _| completed.push(tile.path()));
-    entries.iter().for_each(|entry| by_leaf.append(leaf_hash(entry), |_, _| {}));
-    assert_eq!((by_entry.size(), by_entry.root()), (300, by_leaf.root()));
-    assert_eq!(completed, ["tile/0/000"]);
 }
 
 #[test]
