@@ -20,8 +20,7 @@ use uuid::Uuid;
 use crate::commit::{self, Batch, COPY_COLUMNS, Header, Receipt};
 use crate::dedup::{Claim, Known, ProducerState, Stored};
 use crate::id::{BatchId, Day};
-use crate::ledger::Shared;
-use crate::postgres::{Connection, Failure, describe};
+use crate::postgres::{Connection, Database, Failure, describe};
 use crate::request::{BodyDigest, Period, RequestKey};
 use crate::schema;
 use crate::timestamp::Timestamp;
@@ -143,8 +142,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) async fn open(shared: &Shared, day: Day) -> Result<Self, Error> {
-        let mut connection = shared.database.connect().await?;
+    pub(crate) async fn open(database: &Database, day: Day) -> Result<Self, Error> {
+        let mut connection = database.connect().await?;
         schema::ensure_partition(&mut connection.client, day).await?;
         schema::ensure_request_partitions(&mut connection.client, day).await?;
         let sql = Sql::of(day);
@@ -451,3 +450,6 @@ impl ToSql for PgTimestamp {
 
     to_sql_checked!();
 }
+
+#[cfg(test)]
+mod tests;

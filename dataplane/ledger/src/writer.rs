@@ -174,6 +174,7 @@ impl Writer<'_> {
         let mut backoff = BACKOFF_MIN;
         loop {
             doubt.sent = false;
+            let mut elapsed = false;
             let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_MAX);
             let failed =
                 match tokio::time::timeout_at(attempt_deadline, self.attempt(batch, asked, &mut doubt)).await
@@ -186,6 +187,7 @@ impl Writer<'_> {
                     }
                     Ok(Err(failed)) => failed,
                     Err(_elapsed) => {
+                        elapsed = true;
                         Failed { failure: Failure::Lost, reason: "the database does not answer".to_owned() }
                     }
                 };
@@ -214,7 +216,10 @@ impl Writer<'_> {
                         deadline = deadline.max(Instant::now() + COMMIT_MIN);
                     }
                     doubt.earlier |= doubt.sent;
-                    self.shared.health.failed(&self.shared.metrics, &failed.reason);
+                    // A claim may wait for a transaction of another pod that hangs: the health check knows better.
+                    if !elapsed || batch.claimed().next().is_none() {
+                        self.shared.health.failed(&self.shared.metrics, &failed.reason);
+                    }
                 }
             }
             if Instant::now() + backoff >= deadline {
@@ -237,7 +242,7 @@ impl Writer<'_> {
     ) -> Result<Ended, Failed> {
         let session = match self.session.take() {
             Some(session) if session.serves(batch.id.day()) => session,
-            _ => Session::open(self.shared, batch.id.day()).await?,
+            _ => Session::open(&self.shared.database, batch.id.day()).await?,
         };
         let session = self.session.insert(session);
         if doubt.contested {
