@@ -77,6 +77,8 @@ async fn a_key_is_unique_across_midnight_also_while_its_first_use_is_under_way()
     let watcher = connect(&pg).await;
     // Three days in a row: one of these midnights is the border of two partitions.
     let mut borders = 0;
+    let mut batches = 0..;
+    let mut random = move || batches.next().unwrap();
     for first in 20_000_u64..20_003 {
         let (before, after) = (first * DAY_MS + DAY_MS - 1, (first + 1) * DAY_MS);
         let days = [before, after].map(Day::of_unix_ms);
@@ -91,17 +93,17 @@ async fn a_key_is_unique_across_midnight_also_while_its_first_use_is_under_way()
             let (original, repeat) = (pending(&key, size), pending(&key, size));
             // Whoever holds the head's row holds the first transaction up after its claims.
             client.batch_execute("BEGIN; SELECT * FROM certeus.heads FOR UPDATE").await.unwrap();
+            let (random_before, random_after) = (random(), random());
             let repeat_and_release = async {
                 until_waiting(&watcher, 1).await;
                 let release = async {
                     until_waiting(&watcher, 2).await;
                     client.batch_execute("COMMIT").await.unwrap();
                 };
-                tokio::join!(store(&today, after, u128::from(first) * 10 + 2, &repeat), release).0
+                tokio::join!(store(&today, after, random_after, &repeat), release).0
             };
-            let random = u128::from(first) * 10 + 1;
             let (stored, repeated) =
-                tokio::join!(store(&yesterday, before, random, &original), repeat_and_release);
+                tokio::join!(store(&yesterday, before, random_before, &original), repeat_and_release);
             let first_index = stored.unwrap();
             assert_eq!(repeated, Err(Failure::Claimed));
             // And it is found, with its first place.
