@@ -175,7 +175,6 @@ impl Writer<'_> {
         let mut backoff = BACKOFF_MIN;
         loop {
             doubt.sent = false;
-            let mut elapsed = false;
             let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_MAX);
             let failed =
                 match tokio::time::timeout_at(attempt_deadline, self.attempt(batch, asked, &mut doubt)).await
@@ -188,7 +187,6 @@ impl Writer<'_> {
                     }
                     Ok(Err(failed)) => failed,
                     Err(_elapsed) => {
-                        elapsed = true;
                         Failed { failure: Failure::Lost, reason: "the database does not answer".to_owned() }
                     }
                 };
@@ -217,10 +215,7 @@ impl Writer<'_> {
                         deadline = deadline.max(Instant::now() + COMMIT_MIN);
                     }
                     doubt.earlier |= doubt.sent;
-                    // A claim may wait for a transaction of another pod that hangs: the health check knows better.
-                    if !elapsed || batch.claimed().next().is_none() {
-                        self.shared.health.failed(&self.shared.metrics, &failed.reason);
-                    }
+                    self.shared.health.failed(&self.shared.metrics, &failed.reason);
                 }
             }
             if Instant::now() + backoff >= deadline {
