@@ -1,12 +1,13 @@
 //! The admission queue: requests wait here between being accepted and being committed.
 //!
 //! Owns the bounds (events and bytes) and the rule by which a batch leaves. Never blocks a caller: past the bound the
-//! answer is [`Refusal::Full`] at once. Promises: requests leave in the order in which they came; a request is never
-//! split; what is admitted is handed to a writer exactly once, also after [`Queue::close`].
+//! answer is [`Refusal::Full`] at once. Promises: requests leave in the order in which they came, but for those of a
+//! producer that a writer has in hand, which wait until it is done, so that two writers never reorder them; a request is
+//! never split; what is admitted is handed to a writer exactly once, also after [`Queue::close`].
 //!
 //! The lock guards `State`, is held for a push or a take, and never over an await.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,6 +93,8 @@ pub struct Depth {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Pending>,
+    /// The producers in writers' hands, each with its requests that had their turn meanwhile. These count as waiting.
+    in_hand: HashMap<Box<str>, Vec<Pending>>,
     events: usize,
     bytes: usize,
     in_flight_events: usize,
@@ -121,12 +124,19 @@ pub(crate) struct Queue {
 pub(crate) struct Taken<'a> {
     queue: &'a Queue,
     events: usize,
+    producers: HashSet<Box<str>>,
     pub(crate) requests: Vec<Pending>,
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
+        for producer in &self.producers {
+            // To the front: it was their turn already.
+            for pending in state.in_hand.remove(producer).into_iter().flatten().rev() {
+                state.waiting.push_front(pending);
+            }
+        }
         state.in_flight_events -= self.events;
         state.busy_writers -= 1;
         drop(state);
@@ -174,8 +184,10 @@ impl Queue {
             let next = {
                 let mut state = self.lock();
                 let next = next(&state, &self.config, Instant::now());
-                if next == Next::Take {
-                    return Some(self.take_batch(&mut state));
+                if next == Next::Take
+                    && let Some(taken) = self.take_batch(&mut state)
+                {
+                    return Some(taken);
                 }
                 next
             };
@@ -188,17 +200,36 @@ impl Queue {
         }
     }
 
-    fn take_batch(&self, state: &mut State) -> Taken<'_> {
+    /// Takes what leaves now; `None` when all of it is of producers that other writers have in hand.
+    fn take_batch(&self, state: &mut State) -> Option<Taken<'_>> {
         let (mut events, mut bytes) = (0, 0);
-        let mut requests = Vec::new();
-        while let Some(next) = state.waiting.front() {
+        let (mut requests, mut producers) = (Vec::new(), HashSet::<Box<str>>::new());
+        while let Some(next) = state.waiting.pop_front() {
             let full = events >= self.config.batch_events || bytes >= self.config.batch_bytes;
             if !requests.is_empty() && (full || events + next.submission.len() > BATCH_EVENTS_MAX) {
+                state.waiting.push_front(next);
                 break;
+            }
+            if let Some(producer) = next.producer().map(ProducerSequence::id) {
+                let ours = producers.contains(producer);
+                match state.in_hand.get_mut(producer) {
+                    Some(parked) if !ours => {
+                        parked.push(next);
+                        continue;
+                    }
+                    Some(_) => {}
+                    None => {
+                        state.in_hand.insert(producer.into(), Vec::new());
+                        producers.insert(producer.into());
+                    }
+                }
             }
             events += next.submission.len();
             bytes += next.submission.bytes();
-            requests.extend(state.waiting.pop_front());
+            requests.push(next);
+        }
+        if requests.is_empty() {
+            return None;
         }
         state.events -= events;
         state.bytes -= bytes;
@@ -207,7 +238,7 @@ impl Queue {
         if !state.waiting.is_empty() {
             self.changed.notify_one();
         }
-        Taken { queue: self, events, requests }
+        Some(Taken { queue: self, events, producers, requests })
     }
 
     /// Admits nothing from now on; what is waiting still goes out, at once.
@@ -353,6 +384,38 @@ mod tests {
         let _d = narrow.push(submission(9), now).unwrap();
         assert_eq!(narrow.push(submission(2), now).unwrap_err(), Refusal::Full);
         assert_eq!(narrow.push(submission(11), now).unwrap_err(), Refusal::TooLarge);
+    }
+
+    fn numbered(producer: &str, first: u64, events: usize) -> Submission {
+        let producer = ProducerSequence::new(producer, 0, first).unwrap();
+        submission(events).identified(Identity::Producer(producer), b"").unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_of_a_producer_in_hand_wait_in_order_and_let_others_pass() {
+        let queue = Queue::new(CONFIG);
+        let now = Instant::now();
+        let mut outcomes = vec![queue.push(numbered("p", 0, 1), now).unwrap()];
+        outcomes.push(queue.push(numbered("p", 1, 2), now).unwrap());
+        let first = queue.take().await.unwrap();
+        assert_eq!(sizes(&first), [1, 2]);
+        for later in [numbered("p", 3, 3), numbered("q", 0, 600), numbered("p", 6, 5)] {
+            outcomes.push(queue.push(later, now).unwrap());
+        }
+        let second = queue.take().await.unwrap();
+        assert_eq!(sizes(&second), [600]);
+        outcomes.push(queue.push(submission(600), now).unwrap());
+        let third = queue.take().await.unwrap();
+        assert_eq!(sizes(&third), [600]);
+        // They still count, and nothing else is there to be taken.
+        assert_eq!(queue.depth(now).events, 8);
+        assert!(!leaves_at_once(&queue).await);
+        outcomes.push(queue.push(submission(7), now).unwrap());
+        queue.close();
+        drop((first, third));
+        assert_eq!(sizes(&queue.take().await.unwrap()), [3, 5, 7]);
+        drop(second);
+        assert!(queue.take().await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,8 +20,7 @@ use uuid::Uuid;
 use crate::commit::{self, Batch, COPY_COLUMNS, Header, Receipt};
 use crate::dedup::{Claim, Known, ProducerState, Stored};
 use crate::id::{BatchId, Day};
-use crate::ledger::Shared;
-use crate::postgres::{Connection, Failure, describe};
+use crate::postgres::{Connection, Database, Failure, describe};
 use crate::request::{BodyDigest, Period, RequestKey};
 use crate::schema;
 use crate::timestamp::Timestamp;
@@ -143,8 +142,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) async fn open(shared: &Shared, day: Day) -> Result<Self, Error> {
-        let mut connection = shared.database.connect().await?;
+    pub(crate) async fn open(database: &Database, day: Day) -> Result<Self, Error> {
+        let mut connection = database.connect().await?;
         schema::ensure_partition(&mut connection.client, day).await?;
         schema::ensure_request_partitions(&mut connection.client, day).await?;
         let sql = Sql::of(day);
@@ -238,20 +237,23 @@ impl Session {
     /// Claims, COPY, then head, batch row and COMMIT sent together; sets `sent` likewise.
     pub(crate) async fn copy(&self, batch: &Batch<'_>, sent: &mut bool) -> Result<i64, Failed> {
         let client = &self.connection.client;
-        let (begun, claimed, sink) = tokio::join!(
-            biased;
-            client.batch_execute("BEGIN"),
-            self.claim(batch),
-            client.copy_in::<_, Bytes>(&self.copy)
-        );
-        begun?;
-        if let Err(failed) = claimed {
-            // A COPY that began nevertheless ends with its sink.
-            drop(sink);
-            client.batch_execute("ROLLBACK").await?;
-            return Err(failed);
-        }
-        let mut sink = pin!(sink?);
+        let copy_in = client.copy_in::<_, Bytes>(&self.copy);
+        let sink = if batch.claimed().next().is_none() {
+            let (begun, sink) = tokio::join!(biased; client.batch_execute("BEGIN"), copy_in);
+            begun?;
+            sink?
+        } else {
+            // Not sent together with the COPY: one that fails to begin leaves the connection unusable, and claims that
+            // are taken are no rare thing.
+            let (begun, claimed) = tokio::join!(biased; client.batch_execute("BEGIN"), self.claim(batch));
+            begun?;
+            if let Err(failed) = claimed {
+                client.batch_execute("ROLLBACK").await?;
+                return Err(failed);
+            }
+            copy_in.await?
+        };
+        let mut sink = pin!(sink);
         let mut chunk = BytesMut::with_capacity(COPY_CHUNK_BYTES + 4096);
         commit::write_copy_start(&mut chunk);
         let mut header = batch.header();
@@ -295,9 +297,6 @@ impl Session {
 
     /// Enters the batch's claims into the transaction that was begun.
     async fn claim(&self, batch: &Batch<'_>) -> Result<(), Failed> {
-        if batch.claimed().next().is_none() {
-            return Ok(());
-        }
         let claims = ClaimParameters::new(batch, self.day);
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&batch.ledger];
         let batch_id = batch.id.uuid();
@@ -451,3 +450,6 @@ impl ToSql for PgTimestamp {
 
     to_sql_checked!();
 }
+
+#[cfg(test)]
+mod tests;

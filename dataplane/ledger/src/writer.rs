@@ -171,6 +171,7 @@ impl Writer<'_> {
             return Err(CommitError::Unavailable);
         }
         let mut doubt = Doubt::default();
+        let mut looked = false;
         let mut backoff = BACKOFF_MIN;
         loop {
             doubt.sent = false;
@@ -189,9 +190,9 @@ impl Writer<'_> {
                         Failed { failure: Failure::Lost, reason: "the database does not answer".to_owned() }
                     }
                 };
-            if failed.failure == Failure::Claimed && !doubt.contested {
+            if failed.failure == Failure::Claimed && !looked {
                 // Nothing is wrong with the connection, and looking up who was first needs no pause.
-                doubt.contested = true;
+                (looked, doubt.contested) = (true, true);
                 continue;
             }
             // Whatever went wrong, the connection's state is not worth finding out.
@@ -237,7 +238,7 @@ impl Writer<'_> {
     ) -> Result<Ended, Failed> {
         let session = match self.session.take() {
             Some(session) if session.serves(batch.id.day()) => session,
-            _ => Session::open(self.shared, batch.id.day()).await?,
+            _ => Session::open(&self.shared.database, batch.id.day()).await?,
         };
         let session = self.session.insert(session);
         if doubt.contested {

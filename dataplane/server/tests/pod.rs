@@ -338,3 +338,83 @@ fn a_configuration_that_cannot_work_ends_with_code_2_and_the_path() {
     assert_eq!(output.status.code(), Some(2));
     assert!(message.contains("ledger.batchSiz: unknown field") && message.contains("batchSize"), "{message}");
 }
+
+#[test]
+fn a_request_sent_again_gets_the_same_bytes_from_every_pod() {
+    let pg = postgres();
+    let pods = [(); 2].map(|()| Pod::start(&pg.url(), &Settings::default()).ready());
+    let send = |pod: &Pod, path: &str, headers: &[(&str, &str)], body: &str| {
+        pod.post(path, &[&[JSON], headers].concat(), body.as_bytes())
+    };
+    let path = "/v1/ledger/events?partial=true&ids=true";
+    let body = format!("[{EVENT},{{\"type\":\"a\"}},{EVENT}]");
+    assert_eq!(
+        send(&pods[0], path, &[("idempotency-key", "order 7")], &body).problem(),
+        (400, "invalid-request".to_owned())
+    );
+
+    let quoted = [("idempotency-key", "\"order-7\"")];
+    let bare = [("idempotency-key", "order-7")];
+    let first = send(&pods[0], path, &quoted, &body);
+    assert_eq!((first.status, first.header("idempotency-replayed")), (201, None), "{first:?}");
+    for (pod, headers) in [(&pods[1], quoted), (&pods[0], bare)] {
+        let again = send(pod, path, &headers, &body);
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{again:?}");
+        assert_eq!(again.body, first.body);
+        assert_eq!(again.header("content-type"), first.header("content-type"));
+    }
+    // Compressed it is the same request.
+    let zstd = zstd::encode_all(body.as_bytes(), 1).unwrap();
+    let compressed = pods[1].post(path, &[JSON, bare[0], ("content-encoding", "zstd")], &zstd);
+    assert_eq!(compressed.body, first.body);
+    let spaced = format!(" {body}");
+    for (path, body) in [(path, EVENT), (path, &spaced), ("/v1/ledger/events?partial=true", &body)] {
+        let reply = send(&pods[1], path, &bare, body);
+        assert_eq!(reply.problem(), (409, "idempotency-key-reused".to_owned()), "{path} {body}");
+    }
+    // Nothing is remembered of a request that was refused.
+    let refused = [("idempotency-key", "refused")];
+    assert_eq!(send(&pods[0], "/v1/ledger/events", &refused, "{}").status, 400);
+    assert_eq!(send(&pods[0], "/v1/ledger/events", &refused, EVENT).json()["first_index"], 2);
+
+    let numbered = |epoch, sequence| {
+        [("producer-id", "till"), ("producer-epoch", epoch), ("producer-sequence", sequence)]
+    };
+    let events = "/v1/ledger/events";
+    let two = format!("[{EVENT},{EVENT}]");
+    let early = send(&pods[0], events, &numbered("0", "5"), &two);
+    assert_eq!(early.problem(), (409, "sequence-gap".to_owned()));
+    assert!(early.json()["detail"].as_str().unwrap().contains("next sequence number of this producer is 0"));
+    let first = send(&pods[0], events, &numbered("0", "0"), &two);
+    assert_eq!(first.json()["first_index"], 3);
+    let again = send(&pods[1], events, &numbered("0", "0"), &two);
+    assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")));
+    assert_eq!(again.body, first.body);
+    let other = send(&pods[1], events, &numbered("0", "0"), EVENT);
+    assert_eq!(other.problem(), (409, "sequence-reused".to_owned()));
+    assert_eq!(
+        send(&pods[1], events, &numbered("0", "1"), &two).problem(),
+        (409, "sequence-overlap".to_owned())
+    );
+    // The second event alone was not sent like this before, but is stored.
+    let duplicate = send(&pods[1], events, &numbered("0", "1"), EVENT);
+    assert_eq!(
+        (duplicate.status, duplicate.json()),
+        (200, json!({"ledger": "default", "ack": "committed", "duplicate": true, "count": 1}))
+    );
+    assert_eq!(send(&pods[1], events, &numbered("1", "0"), EVENT).status, 201);
+    assert_eq!(
+        send(&pods[0], events, &numbered("0", "2"), EVENT).problem(),
+        (403, "producer-fenced".to_owned())
+    );
+    let both = [&numbered("1", "1")[..], &bare].concat();
+    for headers in [
+        &both[..],
+        &numbered("1", "1")[..2],
+        &numbered("-1", "1"),
+        &[("idempotency-key", "a"), ("idempotency-key", "a")],
+    ] {
+        assert_eq!(send(&pods[0], events, headers, EVENT).problem(), (400, "invalid-request".to_owned()));
+    }
+    assert_eq!(pods[0].append(EVENT).json()["first_index"], 6);
+}

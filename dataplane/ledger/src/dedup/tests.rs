@@ -1,1 +1,322 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::request::{IdempotencyKey, Identity};
+
+/// A request of the simulation: who it says it is, and what it asks for.
+#[derive(Debug, Clone)]
+struct Request {
+    identity: Option<Identity>,
+    body: u8,
+    event_count: usize,
+}
+
+impl Request {
+    fn claim(&self) -> Option<Claim<'_>> {
+        let identity = self.identity.as_ref()?;
+        let producer = match identity {
+            Identity::Key(_) => None,
+            Identity::Producer(producer) => Some(producer),
+        };
+        let body = BodyDigest([self.body; 32]);
+        Some(Claim { key: identity.key("l"), body, producer, event_count: self.event_count })
+    }
+}
+
+fn key(name: &str) -> Request {
+    let identity = Some(Identity::Key(IdempotencyKey::new(name).unwrap()));
+    Request { identity, body: 0, event_count: 1 }
+}
+
+fn numbered(id: &str, epoch: u32, first: u64, event_count: usize) -> Request {
+    let identity = Some(Identity::Producer(ProducerSequence::new(id, epoch, first).unwrap()));
+    Request { identity, body: 0, event_count }
+}
+
+fn verdicts(requests: &[Request], known: &Known) -> Vec<Verdict> {
+    let claims: Vec<_> = requests.iter().map(Request::claim).collect();
+    plan(&claims, known).verdicts
+}
+
+fn producer_at(epoch: u32, next: u64) -> Known {
+    let states = HashMap::from([("p".to_owned(), ProducerState { epoch, next })]);
+    Known { stored: HashMap::new(), producers: Some(states) }
+}
+
+#[test]
+fn without_a_look_the_first_of_each_identity_counts_as_new() {
+    use Verdict::{Later, New, SameAs};
+    let anonymous = Request { identity: None, body: 0, event_count: 1 };
+    let nothing = Known::default();
+    let requests = [key("a"), anonymous.clone(), key("b"), key("a"), anonymous];
+    assert_eq!(verdicts(&requests, &nothing), [New, New, New, SameAs(0), New]);
+    let in_row =
+        [numbered("p", 1, 5, 2), numbered("q", 0, 0, 1), numbered("p", 1, 7, 1), numbered("p", 1, 5, 2)];
+    assert_eq!(verdicts(&in_row, &nothing), [New, New, New, SameAs(0)]);
+    let claims: Vec<_> = in_row.iter().map(Request::claim).collect();
+    let advances = plan(&claims, &nothing).advances;
+    assert_eq!(
+        advances,
+        [
+            Advance { producer: "p", epoch: 1, first: 5, next: 8 },
+            Advance { producer: "q", epoch: 0, first: 0, next: 1 },
+        ]
+    );
+    // After one that does not follow, none of this producer goes first.
+    let gap =
+        [numbered("p", 1, 5, 2), numbered("p", 1, 8, 1), numbered("p", 1, 7, 1), numbered("p", 1, 8, 1)];
+    assert_eq!(verdicts(&gap, &nothing), [New, Later, Later, Later]);
+    assert_eq!(verdicts(&[numbered("p", 1, 5, 2), numbered("p", 2, 0, 1)], &nothing), [New, Later]);
+}
+
+#[test]
+fn what_is_stored_decides() {
+    let one = |request: Request, known: &Known| verdicts(&[request], known)[0];
+    let refused = |error| Verdict::Answered(Err(error));
+    for (request, verdict) in [
+        (numbered("p", 3, 10, 2), Verdict::New),
+        (numbered("p", 3, 11, 2), refused(CommitError::SequenceGap { expected: 10 })),
+        (numbered("p", 3, 8, 2), refused(CommitError::Duplicate)),
+        (numbered("p", 3, 9, 2), refused(CommitError::SequenceOverlap { expected: 10 })),
+        (numbered("p", 2, 10, 2), refused(CommitError::ProducerFenced { epoch: 3 })),
+        (numbered("p", 4, 0, 2), Verdict::New),
+        (numbered("p", 4, 10, 2), refused(CommitError::SequenceGap { expected: 0 })),
+        (numbered("new", 9, 0, 2), Verdict::New),
+        (numbered("new", 9, 1, 2), refused(CommitError::SequenceGap { expected: 0 })),
+    ] {
+        assert_eq!(one(request.clone(), &producer_at(3, 10)), verdict, "{request:?}");
+    }
+    let receipt = Receipt { first_index: 5, count: 1, first_id: uuid::Uuid::nil(), replayed: false };
+    let stored = Stored { body: BodyDigest([0; 32]), batch: BatchId::new(1, 1), receipt };
+    let with = |request: &Request, known: Known| {
+        let key = request.claim().unwrap().key;
+        Known { stored: HashMap::from([(key, stored)]), ..known }
+    };
+    let replay = Verdict::Answered(Ok(Receipt { replayed: true, ..receipt }));
+    let known = with(&key("a"), producer_at(0, 1));
+    assert_eq!(one(key("a"), &known), replay);
+    assert_eq!(one(Request { body: 1, ..key("a") }, &known), refused(CommitError::KeyReused));
+    let first = numbered("p", 3, 0, 1);
+    assert_eq!(one(first.clone(), &with(&first, producer_at(3, 1))), replay);
+    let other = Request { body: 1, ..first.clone() };
+    assert_eq!(one(other, &with(&first, producer_at(3, 1))), refused(CommitError::SequenceReused));
+    // Who was replaced is told so, whatever it had stored.
+    assert_eq!(
+        one(first.clone(), &with(&first, producer_at(4, 0))),
+        refused(CommitError::ProducerFenced { epoch: 4 })
+    );
+}
+
+#[test]
+fn only_a_gap_leaves_an_earlier_attempt_possible() {
+    let gap = Verdict::Answered(Err(CommitError::SequenceGap { expected: 1 }));
+    assert!(!rules_out(&[Verdict::New, gap]));
+    for verdict in [
+        Err(CommitError::KeyReused),
+        Err(CommitError::Duplicate),
+        Err(CommitError::ProducerFenced { epoch: 1 }),
+        Err(CommitError::SequenceOverlap { expected: 1 }),
+    ] {
+        assert!(rules_out(&[gap, Verdict::Answered(verdict)]));
+    }
+}
+
+/// The database as the statements of `session.rs` see it.
+#[derive(Debug, Default)]
+struct Database {
+    stored: HashMap<RequestKey, Stored>,
+    producers: HashMap<String, ProducerState>,
+    /// Producer, epoch and number of each event, in log order.
+    log: Vec<Option<(String, u32, u64)>>,
+    batches: u128,
+}
+
+impl Database {
+    /// Stores the new requests of a plan together, or nothing.
+    fn commit(&mut self, requests: &[&Request], advances: &[Advance<'_>]) -> Option<Vec<Receipt>> {
+        let taken =
+            |request: &&Request| request.claim().is_some_and(|claim| self.stored.contains_key(&claim.key));
+        let out_of_place = |advance: &Advance<'_>| match self.producers.get(advance.producer) {
+            Some(state) if state.epoch == advance.epoch => state.next != advance.first,
+            Some(state) => state.epoch > advance.epoch || advance.first != 0,
+            None => advance.first != 0,
+        };
+        if requests.iter().any(taken) || advances.iter().any(out_of_place) {
+            return None;
+        }
+        for Advance { producer, epoch, next, .. } in advances {
+            self.producers.insert((*producer).to_owned(), ProducerState { epoch: *epoch, next: *next });
+        }
+        self.batches += 1;
+        let batch = BatchId::new(1, self.batches << 20);
+        let mut receipts = Vec::new();
+        for request in requests {
+            let first_index = self.log.len() as u64;
+            let receipt =
+                Receipt { first_index, count: request.event_count, first_id: batch.uuid(), replayed: false };
+            let claim = request.claim();
+            for offset in 0..request.event_count as u64 {
+                let producer = claim.and_then(|claim| claim.producer);
+                self.log.push(producer.map(|p| (p.id().to_owned(), p.epoch(), p.first() + offset)));
+            }
+            if let Some(claim) = claim {
+                self.stored.insert(claim.key, Stored { body: claim.body, batch, receipt });
+            }
+            receipts.push(receipt);
+        }
+        Some(receipts)
+    }
+
+    fn look_up(&self) -> Known {
+        Known { stored: self.stored.clone(), producers: Some(self.producers.clone()) }
+    }
+}
+
+/// A writer with its batch, which does one step at a time as `writer.rs` does.
+#[derive(Debug)]
+struct Writer {
+    waiting: Vec<Request>,
+    known: Known,
+    contested: bool,
+    answers: Vec<(Request, Result<Receipt, CommitError>)>,
+}
+
+impl Writer {
+    fn step(&mut self, database: &mut Database) {
+        let requests = self.waiting.clone();
+        let claims: Vec<_> = requests.iter().map(Request::claim).collect();
+        if self.contested {
+            self.contested = false;
+            let asked: Vec<RequestKey> = claims.iter().flatten().map(|claim| claim.key).collect();
+            let mut known = database.look_up();
+            known.stored.retain(|key, _| asked.contains(key));
+            self.known = known;
+        }
+        let plan = plan(&claims, &self.known);
+        let at = |wanted: &Verdict| matches!(wanted, Verdict::New);
+        let new: Vec<&Request> =
+            requests.iter().zip(&plan.verdicts).filter(|(_, verdict)| at(verdict)).map(|(r, _)| r).collect();
+        let receipts = if new.is_empty() { Some(Vec::new()) } else { database.commit(&new, &plan.advances) };
+        let Some(receipts) = receipts else {
+            self.contested = true;
+            return;
+        };
+        self.known = Known::default();
+        let mut receipts = receipts.into_iter();
+        let mut outcomes: Vec<Option<Result<Receipt, CommitError>>> = Vec::new();
+        for (verdict, claim) in plan.verdicts.iter().zip(&claims) {
+            outcomes.push(match verdict {
+                Verdict::New => receipts.next().map(Ok),
+                Verdict::Answered(outcome) => Some(*outcome),
+                Verdict::Later => None,
+                Verdict::SameAs(leader) => {
+                    let same = claims[*leader].unwrap().body == claim.unwrap().body;
+                    if same { outcomes[*leader] } else { Some(Err(reused(&claim.unwrap()))) }
+                }
+            });
+        }
+        self.waiting.clear();
+        for (request, outcome) in requests.into_iter().zip(outcomes) {
+            match outcome {
+                Some(outcome) => self.answers.push((request, outcome)),
+                None => self.waiting.push(request),
+            }
+        }
+    }
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let identity = prop_oneof![
+        1 => Just(None),
+        3 => (0..3_u8).prop_map(|name| key(&name.to_string()).identity),
+        6 => (0..2_u8, 0..3_u32, 0..8_u64)
+            .prop_map(|(id, epoch, first)| numbered(&id.to_string(), epoch, first, 1).identity),
+    ];
+    let body = prop_oneof![9 => Just(0_u8), 1 => Just(1_u8)];
+    (identity, body, 1..4_usize).prop_map(|(identity, body, event_count)| Request {
+        identity,
+        body,
+        event_count,
+    })
+}
+
+proptest! {
+    /// Two writers, whose steps fall between each other in any way, commit batches of any requests.
+    #[test]
+    fn no_interleaving_stores_twice_or_out_of_order(
+        batches in prop::collection::vec((0..2_usize, prop::collection::vec(any_request(), 1..6)), 1..12),
+        turns in prop::collection::vec(0..2_usize, 0..40),
+    ) {
+        let mut database = Database::default();
+        let mut queues: [Vec<Vec<Request>>; 2] = Default::default();
+        for (pod, batch) in batches {
+            queues[pod].push(batch);
+        }
+        let new_writer = || Writer { waiting: Vec::new(), known: Known::default(), contested: false, answers: Vec::new() };
+        let mut pods = [new_writer(), new_writer()];
+        let mut turns = turns.into_iter();
+        for step in 0.. {
+            prop_assert!(step < 2000, "a writer makes no progress");
+            let turn = turns.next().unwrap_or(step % 2);
+            let pod = &mut pods[turn];
+            if pod.waiting.is_empty() {
+                pod.waiting = queues[turn].pop().unwrap_or_default();
+            }
+            if !pod.waiting.is_empty() {
+                pod.step(&mut database);
+            }
+            if pods.iter().all(|pod| pod.waiting.is_empty()) && queues.iter().all(Vec::is_empty) {
+                break;
+            }
+        }
+        // A producer's events stand in the log once, epoch by epoch, each from 0 on without a gap.
+        let mut last: HashMap<&str, (u32, u64)> = HashMap::new();
+        for (id, epoch, number) in database.log.iter().flatten() {
+            match last.insert(id, (*epoch, *number)) {
+                Some((before, at)) if before == *epoch => prop_assert_eq!(at + 1, *number),
+                Some((before, _)) => prop_assert!(before < *epoch && *number == 0),
+                None => prop_assert_eq!(*number, 0),
+            }
+        }
+        // Every answer agrees with what is stored in the end.
+        let mut acknowledged = 0;
+        for (request, outcome) in pods.iter().flat_map(|pod| &pod.answers) {
+            let Some(claim) = request.claim() else {
+                prop_assert!(outcome.is_ok());
+                acknowledged += request.event_count;
+                continue;
+            };
+            let stored = database.stored.get(&claim.key);
+            match outcome {
+                Ok(receipt) => {
+                    let stored = stored.unwrap();
+                    prop_assert_eq!(claim.body, stored.body);
+                    let places = |receipt: &Receipt| (receipt.first_index, receipt.count, receipt.first_id);
+                    prop_assert_eq!(places(receipt), places(&stored.receipt));
+                }
+                Err(CommitError::KeyReused | CommitError::SequenceReused) => {
+                    prop_assert_ne!(claim.body, stored.unwrap().body);
+                }
+                Err(refusal) => {
+                    let producer = claim.producer.unwrap();
+                    let state = database.producers.get(producer.id()).copied();
+                    let first = producer.first();
+                    match refusal {
+                        CommitError::ProducerFenced { epoch } => prop_assert!(producer.epoch() < *epoch),
+                        CommitError::SequenceGap { expected } => prop_assert!(first > *expected),
+                        CommitError::SequenceOverlap { expected } => {
+                            prop_assert!(first < *expected && *expected < first + request.event_count as u64);
+                        }
+                        CommitError::Duplicate => for offset in 0..request.event_count as u64 {
+                            let event = Some((producer.id().to_owned(), producer.epoch(), first + offset));
+                            prop_assert!(database.log.contains(&event), "{:?} {:?}", event, state);
+                        },
+                        other => prop_assert!(false, "{:?}", other),
+                    }
+                }
+            }
+        }
+        let keyed: usize = database.stored.values().map(|stored| stored.receipt.count).sum();
+        prop_assert_eq!(database.log.len(), keyed + acknowledged);
+    }
+}
