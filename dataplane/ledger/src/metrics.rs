@@ -49,6 +49,7 @@ pub(crate) struct Metrics {
     batch_events: Histogram,
     refused: [IntCounter; 3],
     pub(crate) commit_failures: ByClass,
+    pub(crate) requests_repeated: IntCounter,
     recent: Mutex<Recent>,
 }
 
@@ -190,6 +191,10 @@ impl Metrics {
             refused: [Refusal::Full, Refusal::TooLarge, Refusal::Closed]
                 .map(|reason| refused.with_label_values(&[refusal_name(reason)])),
             commit_failures: ByClass::new(&failures),
+            requests_repeated: counter(
+                "certeus_ledger_requests_repeated_total",
+                "Requests that were stored before and were not stored again.",
+            )?,
             recent: Mutex::new(Recent {
                 current: new_hdr(),
                 previous: new_hdr(),

@@ -145,7 +145,13 @@ impl Writer<'_> {
         let mut rest = Vec::new();
         for (pending, outcome) in requests.into_iter().zip(outcomes) {
             match outcome {
-                Some(outcome) => pending.answer(outcome),
+                Some(outcome) => {
+                    let duplicate = outcome == Err(CommitError::Duplicate);
+                    if duplicate || outcome.is_ok_and(|receipt| receipt.replayed) {
+                        self.shared.metrics.requests_repeated.inc();
+                    }
+                    pending.answer(outcome);
+                }
                 None => rest.push(pending),
             }
         }
