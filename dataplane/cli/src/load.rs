@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use client::Client;
-use options::{Encoding, Options, RunId, Settings, Span, Throughput};
+use options::{Encoding, Options, RunId, Settings, Throughput};
 use pacer::Pacer;
 use replay::Replay;
 use report::{Ending, Report};
@@ -41,9 +41,10 @@ use tally::Tally;
 use template::Template;
 use worker::{Run, Source, Worker};
 
+pub(crate) use options::{Endpoint, Span};
 pub(crate) use report::Status;
 
-const API_KEY: &str = "CERTEUS_API_KEY";
+pub(crate) const API_KEY: &str = "CERTEUS_API_KEY";
 /// What was begun in time (late requests of an open loop, events that were refused and wait) may still be finished.
 const GRACE: Duration = Duration::from_secs(5);
 const PROGRESS_TERMINAL: Duration = Duration::from_secs(1);

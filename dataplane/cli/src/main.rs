@@ -1,9 +1,13 @@
 //! `certeus`, the command line of the ledger. Owns the definition of the commands and the exit status; each command
-//! is a module of its own. Read next: `load.rs`.
+//! is a module of its own. Read next: `load.rs`, `verify.rs`.
 
+mod http;
+mod input;
+mod key;
 mod load;
+mod verify;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -20,6 +24,11 @@ struct Cli {
 enum Command {
     /// Send events to a ledger at a given rate, or as fast as it takes them, and measure it.
     Load(Box<load::Args>),
+    /// Make and show keys that sign a log.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Check an event, a checkpoint, or that a log only grew, without trusting its server.
+    Verify(Box<verify::Args>),
     /// Print the completion script of a shell.
     ///
     /// For bash: certeus completions bash > /etc/bash_completion.d/certeus
@@ -42,6 +51,17 @@ fn main() -> ExitCode {
                     .exit()
             }
         },
+        Command::Key(command) => match key::run(command) {
+            Ok(keys) => match io::stdout().write_all(keys.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_closed) => ExitCode::from(2),
+            },
+            Err(error) => {
+                eprintln!("error: {}", input::chain(&error));
+                ExitCode::from(2)
+            }
+        },
+        Command::Verify(args) => ExitCode::from(verify::run(&args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "certeus", &mut io::stdout());
             ExitCode::SUCCESS
