@@ -351,15 +351,6 @@ mod tests {
     }
 
     #[test]
-    fn encryption_without_fields_or_without_a_key_is_refused() {
-        let needed = "spec.security.encryptedFields: encryptedFields and encryptionKeySecretRef need each other; an empty list of \
-                      fields encrypts nothing and still decrypts what is stored";
-        for security in ["encryptionKeySecretRef: { name: keys, key: k }", "encryptedFields: [/email]"] {
-            check(&format!("{{ database: {{ embedded: true }}, security: {{ {security} }} }}"), needed);
-        }
-    }
-
-    #[test]
     fn what_is_given_of_a_behaviour_goes_before_defaults() {
         let valid = validate(&cluster(
             "demo",

@@ -10,11 +10,12 @@ use uuid::Uuid;
 use crate::dedup::{Advance, Claim};
 use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope, EnvelopeHead, ProducerPlace};
 use crate::error::Class;
+use crate::field::{BATCH_KEY_ID_BYTES, Encryptor};
 use crate::id::BatchId;
 use crate::provenance;
 use crate::queue::Pending;
 use crate::request::ProducerSequence;
-use crate::submission::EventRef;
+use crate::submission::{EventRef, RESERVED_TYPES};
 use crate::timestamp::Timestamp;
 
 /// Where a request's events stand, for ever.
@@ -102,6 +103,37 @@ pub(crate) struct Batch<'a> {
     pub(crate) claims: &'a [Option<Claim<'a>>],
     /// What they do to the state of their producers.
     pub(crate) advances: &'a [Advance<'a>],
+    /// The payloads as they are stored, where members of them are encrypted.
+    pub(crate) encrypted: Option<Encrypted>,
+}
+
+/// The encrypted payloads of a batch, made once, so that every attempt at its commit sends the same bytes.
+#[derive(Debug)]
+pub(crate) struct Encrypted {
+    pub(crate) key_id: [u8; BATCH_KEY_ID_BYTES],
+    bytes: Vec<u8>,
+    /// Where each payload ends in `bytes`.
+    ends: Vec<usize>,
+}
+
+impl Encrypted {
+    pub(crate) fn new(encryptor: &Encryptor<'_>, events: usize) -> Self {
+        Self { key_id: encryptor.key_id().to_bytes(), bytes: Vec::new(), ends: Vec::with_capacity(events) }
+    }
+
+    pub(crate) fn push(&mut self, encryptor: &mut Encryptor<'_>, event: &EventRef<'_>) {
+        if event.kind.starts_with(RESERVED_TYPES) {
+            encryptor.push_plain(event.payload, &mut self.bytes);
+        } else {
+            encryptor.push(event.payload, &mut self.bytes);
+        }
+        self.ends.push(self.bytes.len());
+    }
+
+    fn payload(&self, position: usize) -> &[u8] {
+        let start = position.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[position]]
+    }
 }
 
 /// What the batch's row needs to know of its events.
@@ -147,7 +179,12 @@ impl<'a> Batch<'a> {
             numbered.map(move |(offset, event)| (event, producer.map(|producer| place(offset, producer))))
         });
         let numbered = events.enumerate();
-        numbered.map(|(position, (event, producer))| Row { id: self.id.event(position), event, producer })
+        numbered.map(|(position, (mut event, producer))| {
+            if let Some(encrypted) = &self.encrypted {
+                event.payload = encrypted.payload(position);
+            }
+            Row { id: self.id.event(position), event, producer }
+        })
     }
 
     /// The receipts in the order of the requests, once the batch's first index is known.
@@ -190,10 +227,16 @@ impl<'a> Batch<'a> {
             && self.requests.iter().all(|pending| pending.submission.cases().next().is_none())
     }
 
+    /// What the batch's row says of the key, where members are encrypted.
+    pub(crate) fn key_id(&self) -> Option<&[u8]> {
+        self.encrypted.as_ref().map(|encrypted| &encrypted.key_id[..])
+    }
+
     pub(crate) fn header(&self) -> HeaderBuilder<'_> {
         HeaderBuilder {
             ledger: self.ledger,
             secret: &self.secret,
+            key_id: self.key_id().unwrap_or_default(),
             scratch: Vec::with_capacity(256),
             header: Header {
                 entries: Vec::with_capacity(self.event_count() * ENTRY_BYTES),
@@ -209,6 +252,7 @@ impl<'a> Batch<'a> {
 pub(crate) struct HeaderBuilder<'a> {
     ledger: &'a str,
     secret: &'a BatchSecret,
+    key_id: &'a [u8],
     scratch: Vec<u8>,
     header: Header,
     position: u32,
@@ -225,7 +269,7 @@ impl HeaderBuilder<'_> {
             time,
             producer: row.producer,
             content_type: ContentType::Json,
-            key_id: &[],
+            key_id: self.key_id,
         };
         let entry = Envelope { head, payload }.entry(&salt, &mut self.scratch);
         self.header.entries.extend_from_slice(&entry);
@@ -293,7 +337,7 @@ mod tests {
     use crate::submission::{Format, Limits, OnBadEvent, Submission};
 
     fn pending(body: &str) -> Pending {
-        let limits = Limits { request_events_max: 10, event_bytes_max: 1000 };
+        let limits = Limits { request_events_max: 10, event_bytes_max: 1000, encrypted_fields: None };
         let body = Bytes::copy_from_slice(body.as_bytes());
         let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
         Pending {
@@ -310,8 +354,15 @@ mod tests {
         let requests = requests.each_ref();
         let id = BatchId::new(1_769_860_800_000, 7 << 20);
         let (claims, secret) = ([None, None], BatchSecret([1; 32]));
-        let batch =
-            Batch { ledger: "default", id, secret, requests: &requests, claims: &claims, advances: &[] };
+        let batch = Batch {
+            ledger: "default",
+            id,
+            secret,
+            requests: &requests,
+            claims: &claims,
+            advances: &[],
+            encrypted: None,
+        };
 
         let receipts: Vec<Receipt> = batch.receipts(40).collect();
         let receipt =

@@ -6,6 +6,7 @@
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::field::BATCH_KEY_ID_BYTES;
 use crate::request::is_producer_id;
 use crate::submission::TYPE_BYTES_MAX;
 use crate::timestamp::Timestamp;
@@ -29,8 +30,6 @@ pub enum ContentType {
 
 /// Bytes of a filled `sequence` field: the epoch (u32) and the sequence number (u64).
 const SEQUENCE_BYTES: usize = 12;
-/// Bytes of a filled `key id` field: 8 of key id, 32 of key commitment.
-const KEY_ID_BYTES: usize = 40;
 /// Bytes of the longest ledger name.
 const LEDGER_BYTES_MAX: usize = 63;
 
@@ -60,7 +59,7 @@ pub struct EnvelopeHead<'a> {
     pub producer: Option<ProducerPlace<'a>>,
     /// What the payload is.
     pub content_type: ContentType,
-    /// Key id and key commitment of an encrypted payload, 40 bytes; empty for a plain one.
+    /// The [`BatchKeyId`](crate::field::BatchKeyId) of a payload that may have encrypted members; empty for a plain one.
     pub key_id: &'a [u8],
 }
 
@@ -165,7 +164,7 @@ impl<'a> Envelope<'a> {
             _ => return Err(HeadError::Field("content type")),
         };
         let key_id = reader.field()?;
-        if !matches!(key_id.len(), 0 | KEY_ID_BYTES) {
+        if !matches!(key_id.len(), 0 | BATCH_KEY_ID_BYTES) {
             return Err(HeadError::Field("key id"));
         }
         let payload_len = reader.length()?;
@@ -352,7 +351,7 @@ mod tests {
             (EnvelopeHead { producer: producer(&name), ..head }, "producer"),
             (EnvelopeHead { producer: producer("a b"), ..head }, "producer"),
             (EnvelopeHead { producer: producer(""), ..head }, "sequence"),
-            (EnvelopeHead { key_id: &[0; 39], ..head }, "key id"),
+            (EnvelopeHead { key_id: &[0; BATCH_KEY_ID_BYTES - 1], ..head }, "key id"),
         ] {
             let bytes = head_bytes(&Envelope { head, payload: b"{}" });
             assert_eq!(Envelope::read_head(&bytes), Err(HeadError::Field(field)));

@@ -54,15 +54,14 @@ pub struct Text {
 }
 
 impl Text {
-    /// The text that the string stands for. `bytes` are those it was scanned in; `None` when they are not UTF-8 or an
-    /// escape is half of a surrogate pair.
+    /// What the string means, of the text it was scanned in; `None` when an escape is half of a surrogate pair.
     #[must_use]
-    pub fn decode(self, bytes: &[u8]) -> Option<Cow<'_, str>> {
+    pub fn unescape(self, text: &str) -> Option<Cow<'_, str>> {
         if self.escaped {
             // The quotes stand right before and after.
-            serde_json::from_slice(&bytes[self.start - 1..=self.end]).ok().map(Cow::Owned)
+            serde_json::from_str(&text[self.start - 1..=self.end]).ok().map(Cow::Owned)
         } else {
-            std::str::from_utf8(&bytes[self.start..self.end]).ok().map(Cow::Borrowed)
+            Some(Cow::Borrowed(&text[self.start..self.end]))
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::breaker::BreakerState;
 use crate::commit::{CommitError, Receipt};
 use crate::error::Class;
+use crate::field::{Decryptor, Encryption, Fields};
 use crate::health::{self, Availability, Health};
 use crate::metrics::{Metrics, Summary};
 use crate::postgres::Database;
@@ -35,6 +36,8 @@ pub struct Config {
     pub read_connections: usize,
     /// Bounds of the queue.
     pub queue: QueueConfig,
+    /// Members of events that are stored encrypted, and the keys; `None` to store everything as received.
+    pub encryption: Option<Arc<Encryption>>,
 }
 
 /// Why a request was not acknowledged.
@@ -86,6 +89,7 @@ pub(crate) struct Shared {
     /// One erasure at a time: each holds a connection beside the pool's.
     pub(crate) erasing: Semaphore,
     pub(crate) health: Health,
+    pub(crate) encryption: Option<Arc<Encryption>>,
 }
 
 impl Shared {
@@ -123,7 +127,7 @@ impl Ledger {
     /// # Errors
     /// When metrics or the pool cannot be set up.
     pub fn start(config: Config, registry: &prometheus::Registry) -> Result<(Self, Tasks), StartError> {
-        let Config { name, database, writers, read_connections, queue } = config;
+        let Config { name, database, writers, read_connections, queue, encryption } = config;
         let shared = Arc::new(Shared {
             name,
             pool: database.pool(read_connections)?,
@@ -132,6 +136,7 @@ impl Ledger {
             queue: Queue::new(queue),
             erasing: Semaphore::new(1),
             health: Health::new(Instant::now()),
+            encryption,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(supervise(Arc::clone(&shared), writers));
@@ -194,6 +199,19 @@ impl Ledger {
     #[must_use]
     pub fn queue_config(&self) -> &QueueConfig {
         self.shared.queue.config()
+    }
+
+    /// The members of events that are encrypted before they are stored.
+    #[must_use]
+    pub fn encrypted_fields(&self) -> Option<&Fields> {
+        let encryption = self.shared.encryption.as_deref()?;
+        (!encryption.fields.is_empty()).then_some(&encryption.fields)
+    }
+
+    /// Decrypts events that were read, for callers who are allowed to. What proofs cover is the event as it was read.
+    #[must_use]
+    pub fn decryptor(&self) -> Decryptor<'_> {
+        Decryptor::new(self.shared.encryption.as_deref().map(|encryption| &encryption.keyring), self.name())
     }
 
     /// Recent rates and latencies.

@@ -301,7 +301,7 @@ mod tests {
 
     fn submission(events: usize) -> Submission {
         let line = "{\"type\":\"a\",\"timestamp\":1}\n";
-        let limits = Limits { request_events_max: 10_000, event_bytes_max: 1000 };
+        let limits = Limits { request_events_max: 10_000, event_bytes_max: 1000, encrypted_fields: None };
         let body = Bytes::from(line.repeat(events));
         Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap().submission.unwrap()
     }

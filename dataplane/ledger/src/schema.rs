@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_ledger.sql"),
     include_str!("../migrations/0003_requests.sql"),
     include_str!("../migrations/0004_erasure.sql"),
+    include_str!("../migrations/0005_encryption.sql"),
 ];
 
 /// Key of the advisory lock under which the schema changes: "certeus" in ASCII.

@@ -28,7 +28,8 @@ use crate::timestamp::Timestamp;
 /// COPY data is handed over in pieces of this size, so that PostgreSQL stores while we encode.
 const COPY_CHUNK_BYTES: usize = 128 * 1024;
 
-/// `$1` ledger, `$2` events, `$3` batch id, `$4`, `$5` bounds of their times, `$6` secret, `$7` log entries.
+/// `$1` ledger, `$2` events, `$3` batch id, `$4`, `$5` bounds of their times, `$6` secret, `$7` log entries, `$8` key
+/// id.
 ///
 /// The subquery for the first index gives NULL when there is no head, which the column refuses: events never stay without
 /// a batch. What sets `synchronous_commit` does so for this transaction; a stronger setting stays. Placeholders in braces
@@ -38,14 +39,14 @@ const HEAD: &str = "head AS (UPDATE certeus.heads SET next_index = next_index + 
      THEN set_config('synchronous_commit', 'on', true) ELSE '' END) IS NOT NULL \
      RETURNING next_index - $2::integer AS first_index){more} \
      INSERT INTO certeus.batches \
-     (ledger, first_index, event_count, batch_id, min_time, max_time, secret, entries{column}) \
-     SELECT $1, (SELECT first_index FROM head), $2::integer, $3, $4, $5, $6, $7{value} \
+     (ledger, first_index, event_count, batch_id, min_time, max_time, secret, entries, key_id{column}) \
+     SELECT $1, (SELECT first_index FROM head), $2::integer, $3, $4, $5, $6, $7, $8{value} \
      RETURNING first_index";
 
-/// `$9` cases, `$10` positions, `$11` ids.
+/// `$10` cases, `$11` positions, `$12` ids.
 const CASES: &str = ", cased AS (INSERT INTO certeus.cases (ledger, case_id, index, id) \
      SELECT $1, c.case_id, (SELECT first_index FROM head) + c.position, c.id \
-     FROM unnest($9::text[], $10::integer[], $11::uuid[]) AS c (case_id, position, id))";
+     FROM unnest($10::text[], $11::integer[], $12::uuid[]) AS c (case_id, position, id))";
 
 /// Enters requests and moves producers on. An earlier request of the same identity is waited for, and then a unique key is
 /// violated; a producer that is not where the request expects it is left out. The claims come first by reference.
@@ -82,7 +83,7 @@ impl Sql {
             HEAD.replace("{guard}", guard)
                 .replace("{more}", fill(CASES))
                 .replace("{column}", fill(", producers"))
-                .replace("{value}", fill(", $8"))
+                .replace("{value}", fill(", $9"))
         };
         let events = |first: usize| {
             let [a, b, c, d] = std::array::from_fn(|at| first + at);
@@ -95,16 +96,16 @@ impl Sql {
             let named = CLAIMS.replace("{ledger}", ledger).replace("{batch}", batch);
             (0..9).fold(named, |sql, at| sql.replace(&format!("{{{at}}}"), &format!("${}", first + at)))
         };
-        let guard = " AND (SELECT count(*) FROM advanced) = cardinality($21::text[])";
+        let guard = " AND (SELECT count(*) FROM advanced) = cardinality($22::text[])";
         Self {
             copy: format!("COPY {table} ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"),
-            insert: format!("WITH {}, {}", events(8), head(false, "")),
+            insert: format!("WITH {}, {}", events(9), head(false, "")),
             head: format!("WITH {}", head(false, "")),
             claim: format!(
                 "WITH {} SELECT (SELECT count(*) FROM advanced) = cardinality($8::text[])",
                 claims("$1::text", "$2::uuid", 3)
             ),
-            insert_full: format!("WITH {}, {}, {}", claims("$1", "$3", 16), events(12), head(true, guard)),
+            insert_full: format!("WITH {}, {}, {}", claims("$1", "$3", 17), events(13), head(true, guard)),
             head_full: format!("WITH {}", head(true, "")),
         }
     }
@@ -338,6 +339,7 @@ struct HeadParameters<'a> {
     max_time: PgTimestamp,
     secret: &'a [u8],
     entries: &'a [u8],
+    key_id: Option<&'a [u8]>,
 }
 
 impl<'a> HeadParameters<'a> {
@@ -350,12 +352,13 @@ impl<'a> HeadParameters<'a> {
             max_time: PgTimestamp(header.max_time),
             secret: &batch.secret.0,
             entries: &header.entries,
+            key_id: batch.key_id(),
         }
     }
 
-    fn as_sql(&self) -> [&(dyn ToSql + Sync); 7] {
-        let Self { ledger, event_count, batch_id, min_time, max_time, secret, entries } = self;
-        [ledger, event_count, batch_id, min_time, max_time, secret, entries]
+    fn as_sql(&self) -> [&(dyn ToSql + Sync); 8] {
+        let Self { ledger, event_count, batch_id, min_time, max_time, secret, entries, key_id } = self;
+        [ledger, event_count, batch_id, min_time, max_time, secret, entries, key_id]
     }
 }
 

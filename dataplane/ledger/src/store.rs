@@ -13,6 +13,7 @@ use crate::commit::from_postgres_micros;
 use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope, EnvelopeHead, ProducerPlace};
 use crate::erasure::{self, Erasure};
 use crate::error::Class;
+use crate::field::BatchKeyId;
 use crate::id::{self, BatchId};
 use crate::ledger::Ledger;
 use crate::provenance::Runs;
@@ -38,6 +39,8 @@ pub struct StoredEvent {
     pub received_at: Timestamp,
     /// Its bytes, unless they were erased.
     pub content: Content,
+    /// What its batch says of the key, if members of it may be encrypted.
+    pub key_id: Option<BatchKeyId>,
     /// Its log entry.
     pub entry: [u8; ENTRY_BYTES],
 }
@@ -47,7 +50,7 @@ pub struct StoredEvent {
 pub enum Content {
     /// All of it.
     Intact {
-        /// The bytes as received.
+        /// The bytes as stored: as received, but for members that are encrypted. What proofs cover.
         payload: Vec<u8>,
         /// What was hashed with them.
         salt: Salt,
@@ -57,7 +60,7 @@ pub enum Content {
 }
 
 impl StoredEvent {
-    /// The bytes as received, unless they were erased.
+    /// The bytes as stored, unless they were erased.
     #[must_use]
     pub fn payload(&self) -> Option<&[u8]> {
         match &self.content {
@@ -138,16 +141,18 @@ struct Commitment<'a> {
     salt: Option<Salt>,
     entry: [u8; ENTRY_BYTES],
     producer: Option<ProducerPlace<'a>>,
+    key_id: Option<BatchKeyId>,
 }
 
 impl<'a> Commitment<'a> {
-    /// From the columns of a batch's row: its secret, or the event's part of its salts; the event's part of the entries; and
-    /// its producers.
+    /// From the columns of a batch's row: its secret, or the event's part of its salts; the event's part of the entries; its
+    /// producers; and its key id.
     fn new(
         secret: Option<&[u8]>,
         salt: Option<&[u8]>,
         entry: &[u8],
         producers: &Runs<'a>,
+        key_id: Option<&[u8]>,
         event: Uuid,
     ) -> Option<Self> {
         let position = u32::try_from(id::position(event)).ok()?;
@@ -157,7 +162,11 @@ impl<'a> Commitment<'a> {
             (Some(_), Some(_)) | (None, None) => return None,
         };
         let producer = producers.find(position);
-        Some(Self { salt: salt.map(Salt), entry: entry.try_into().ok()?, producer })
+        let key_id = match key_id {
+            Some(bytes) => Some(BatchKeyId::from_bytes(bytes)?),
+            None => None,
+        };
+        Some(Self { salt: salt.map(Salt), entry: entry.try_into().ok()?, producer, key_id })
     }
 }
 
@@ -176,6 +185,7 @@ impl Unchecked {
             Content::Erased(erasure.ok_or(ReadError::Lost(id))?)
         } else {
             let salt = commitment.salt.ok_or(ReadError::Altered(id))?;
+            let key_id = commitment.key_id.map(|key_id| key_id.to_bytes());
             let head = EnvelopeHead {
                 ledger,
                 id,
@@ -183,7 +193,7 @@ impl Unchecked {
                 time,
                 producer: commitment.producer,
                 content_type: ContentType::Json,
-                key_id: &[],
+                key_id: key_id.as_ref().map_or(&[], |bytes| &bytes[..]),
             };
             let envelope = Envelope { head, payload: &payload };
             if envelope.entry(&salt.0, scratch) != entry {
@@ -191,7 +201,8 @@ impl Unchecked {
             }
             Content::Intact { payload, salt }
         };
-        Ok(StoredEvent { id, index, kind, time, received_at, content, entry })
+        let key_id = commitment.key_id;
+        Ok(StoredEvent { id, index, kind, time, received_at, content, key_id, entry })
     }
 }
 
@@ -216,7 +227,7 @@ impl Ledger {
     /// As [`Self::event`], but an erasure is taken from its table alone.
     pub(crate) async fn stored(&self, id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
         const SQL: &str = "SELECT e.event_time, e.type, e.payload, b.first_index, b.committed_at, b.secret, \
-             substring(b.salts FROM $4 FOR 32), substring(b.entries FROM $4 FOR 32), b.producers \
+             substring(b.salts FROM $4 FOR 32), substring(b.entries FROM $4 FOR 32), b.producers, b.key_id \
              FROM certeus.events e JOIN certeus.batches b ON b.batch_id = $2 AND b.ledger = $3 WHERE e.id = $1";
         let position = id::position(id);
         let entry_start = i32::try_from(position * ENTRY_BYTES + 1).map_err(|_| ReadError::Impossible(id))?;
@@ -235,7 +246,7 @@ impl Ledger {
             payload: row.get(2),
         };
         let producers = Runs::read(row.get(8)).map_err(|_malformed| ReadError::Impossible(id))?;
-        let commitment = Commitment::new(row.get(5), row.get(6), row.get(7), &producers, id);
+        let commitment = Commitment::new(row.get(5), row.get(6), row.get(7), &producers, row.get(9), id);
         let commitment = commitment.ok_or(ReadError::Impossible(id))?;
         let erasure = match commitment.salt {
             None => erasure::of(&**client, &[id]).await?.remove(&id),

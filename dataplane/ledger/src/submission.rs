@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::field::Fields;
 use crate::json::{self, Scanner, Text};
 use crate::request::{BodyDigest, Identity, IdentityError, SEQUENCE_MAX};
 use crate::timestamp::{self, Timestamp};
@@ -32,11 +33,13 @@ pub enum Format {
 
 /// What one request may hold.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct Limits<'a> {
     /// Events in a request.
     pub request_events_max: usize,
-    /// Bytes of one event.
+    /// Bytes of one event, as received and as stored.
     pub event_bytes_max: usize,
+    /// Members that will be encrypted, which makes what is stored longer.
+    pub encrypted_fields: Option<&'a Fields>,
 }
 
 /// What happens to the other events of a request when one is bad.
@@ -79,6 +82,14 @@ pub enum EventError {
     #[error("the event has {bytes} bytes, and at most {max} are taken")]
     TooLarge {
         /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The event becomes too long when it is encrypted.
+    #[error("the event has {bytes} bytes once its fields are encrypted, and at most {max} are taken")]
+    TooLargeEncrypted {
+        /// Its length as stored.
         bytes: usize,
         /// The limit.
         max: usize,
@@ -130,6 +141,8 @@ struct Event {
 struct Found {
     event: Event,
     case: Option<Label>,
+    /// Bytes by which encryption makes it longer.
+    growth: usize,
 }
 
 /// A range of the body. 32 bits each: bodies are bounded far below 4 GiB.
@@ -174,6 +187,8 @@ pub struct Submission {
     events: Vec<Event>,
     /// The cases of the events that have one, by position.
     cases: Vec<(u32, Label)>,
+    /// Bytes by which encryption makes the events longer.
+    growth: usize,
     identity: Option<(Identity, BodyDigest)>,
 }
 
@@ -202,7 +217,12 @@ impl Submission {
     ///
     /// # Errors
     /// When the request is refused whole.
-    pub fn parse(body: Bytes, format: Format, limits: &Limits, on_bad: OnBadEvent) -> Result<Parsed, Error> {
+    pub fn parse(
+        body: Bytes,
+        format: Format,
+        limits: &Limits<'_>,
+        on_bad: OnBadEvent,
+    ) -> Result<Parsed, Error> {
         Self::parse_from(Source::Client, body, format, limits, on_bad)
     }
 
@@ -211,7 +231,7 @@ impl Submission {
     /// # Errors
     /// When it is no event after all.
     pub(crate) fn own(event: Bytes) -> Result<Option<Self>, Error> {
-        let limits = Limits { request_events_max: 1, event_bytes_max: event.len() };
+        let limits = Limits { request_events_max: 1, event_bytes_max: event.len(), encrypted_fields: None };
         let parsed = Self::parse_from(Source::Ledger, event, Format::Json, &limits, OnBadEvent::RefuseAll)?;
         Ok(parsed.submission)
     }
@@ -220,7 +240,7 @@ impl Submission {
         source: Source,
         body: Bytes,
         format: Format,
-        limits: &Limits,
+        limits: &Limits<'_>,
         on_bad: OnBadEvent,
     ) -> Result<Parsed, Error> {
         let text = std::str::from_utf8(&body).map_err(|error| Error::NotUtf8(error.valid_up_to()))?;
@@ -233,18 +253,20 @@ impl Submission {
             position: 0,
             events: Vec::new(),
             cases: Vec::new(),
+            growth: 0,
             refused: Vec::new(),
         };
         match format {
             Format::Json => parser.json()?,
             Format::Ndjson => parser.ndjson()?,
         }
-        let Parser { position, mut events, cases, refused, .. } = parser;
+        let Parser { position, mut events, cases, growth, refused, .. } = parser;
         if position == 0 {
             return Err(Error::Empty);
         }
         events.shrink_to_fit();
-        let submission = (!events.is_empty()).then_some(Submission { body, events, cases, identity: None });
+        let submission =
+            (!events.is_empty()).then_some(Submission { body, events, cases, growth, identity: None });
         Ok(Parsed { submission, refused })
     }
 
@@ -255,12 +277,13 @@ impl Submission {
         self.events.len()
     }
 
-    /// Bytes of memory that the submission holds on to.
+    /// Bytes of memory that the submission holds on to, and those by which it grows when it is encrypted.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.body.len()
             + self.events.len() * size_of::<Event>()
             + self.cases.len() * size_of::<(u32, Label)>()
+            + self.growth
     }
 
     /// Gives the request an identity: sent again, it is stored once. `options` is whatever changes its outcome beside the body;
@@ -316,11 +339,12 @@ struct Parser<'a> {
     /// The body, as text and as bytes.
     text: &'a str,
     body: &'a [u8],
-    limits: &'a Limits,
+    limits: &'a Limits<'a>,
     on_bad: OnBadEvent,
     position: usize,
     events: Vec<Event>,
     cases: Vec<(u32, Label)>,
+    growth: usize,
     refused: Vec<Refused>,
 }
 
@@ -396,11 +420,12 @@ impl<'a> Parser<'a> {
             return Err(Error::TooManyEvents(self.limits.request_events_max));
         }
         match parsed {
-            Ok(Found { event, case }) => {
+            Ok(Found { event, case, growth }) => {
                 // As with places: a body is bounded far below 4 GiB, and so is the number of its events.
                 let position = u32::try_from(self.events.len()).expect("fewer events than bytes in a body");
                 self.cases.extend(case.map(|case| (position, case)));
                 self.events.push(event);
+                self.growth += growth;
             }
             Err(error) => {
                 let refused = Refused { position: self.position, offset, error };
@@ -455,12 +480,20 @@ impl<'a> Parser<'a> {
         }
         let kind = kind.ok_or(EventError::Missing("type"))?;
         let time = time.ok_or(EventError::Missing("timestamp"))?;
-        Ok(Found { event: Event { place: Place::new(place), time, kind }, case })
+        let growth = self.growth_of(place.clone())?;
+        Ok(Found { event: Event { place: Place::new(place), time, kind }, case, growth })
+    }
+
+    /// The bytes by which encryption makes an event longer, within the limit.
+    fn growth_of(&self, place: Range<usize>) -> Result<usize, EventError> {
+        let Some(fields) = self.limits.encrypted_fields else { return Ok(0) };
+        let (bytes, max) = (fields.encrypted_len(&self.text[place.clone()]), self.limits.event_bytes_max);
+        if bytes > max { Err(EventError::TooLargeEncrypted { bytes, max }) } else { Ok(bytes - place.len()) }
     }
 
     fn member(&self, key: Text) -> Cow<'_, str> {
         // A key that cannot be unescaped (half of a surrogate pair) is none of ours.
-        self.unescape(key).unwrap_or_default()
+        key.unescape(self.text).unwrap_or_default()
     }
 
     fn kind(&self, scanner: &mut Scanner<'_>) -> Result<Label, EventError> {
@@ -487,7 +520,7 @@ impl<'a> Parser<'a> {
 
     /// A text of 1 to `max` bytes without control characters.
     fn label(&self, raw: Text, max: usize) -> Option<Label> {
-        let text = self.unescape(raw)?;
+        let text = raw.unescape(self.text)?;
         if text.is_empty() || text.len() > max || text.chars().any(char::is_control) {
             return None;
         }
@@ -501,7 +534,7 @@ impl<'a> Parser<'a> {
         match scanner.peek() {
             Some(b'"') => {
                 let raw = scanner.string()?;
-                let text = self.unescape(raw).ok_or(timestamp::Error::NotRfc3339)?;
+                let text = raw.unescape(self.text).ok_or(timestamp::Error::NotRfc3339)?;
                 Ok(Timestamp::from_rfc3339(&text)?)
             }
             Some(b'-' | b'0'..=b'9') => {
@@ -510,16 +543,6 @@ impl<'a> Parser<'a> {
                 Ok(Timestamp::from_number(&self.text[start..scanner.offset()])?)
             }
             _ => Err(EventError::TimestampKind),
-        }
-    }
-
-    /// The text of a string; `None` when its escapes are half of a surrogate pair.
-    fn unescape(&self, raw: Text) -> Option<Cow<'_, str>> {
-        if raw.escaped {
-            // The quotes stand right before and after.
-            serde_json::from_slice(&self.body[raw.start - 1..=raw.end]).ok().map(Cow::Owned)
-        } else {
-            Some(Cow::Borrowed(&self.text[raw.start..raw.end]))
         }
     }
 }

@@ -26,7 +26,7 @@ fn request(from: usize, count: usize) -> Submission {
     let body: String = (from..from + count)
         .map(|n| format!("{{\"type\":\"t{}\",\"timestamp\":{},\"n\":{n}}}\n", n % 3, 1_769_860_800 + n))
         .collect();
-    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20 };
+    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
 }
@@ -38,6 +38,7 @@ fn start(url: &str) -> (Ledger, Tasks) {
         writers: 2,
         read_connections: 2,
         queue: QUEUE,
+        encryption: None,
     };
     Ledger::start(config, &prometheus::Registry::new()).unwrap()
 }

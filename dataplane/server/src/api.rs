@@ -3,6 +3,7 @@
 //! Owns the table of routes. Handlers sit in the modules below; none of them knows SQL or sockets.
 
 mod admin;
+mod decrypt;
 pub(crate) mod erasure;
 mod events;
 mod health;

@@ -111,6 +111,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
         encryption,
     } = config;
     raise_file_limit();
+    if let Some(encryption) = &encryption {
+        let keys: Vec<String> = encryption.keyring.ids().map(|id| id.to_string()).collect();
+        tracing::info!(
+            encryption.fields = encryption.fields.len(),
+            encryption.key_ids = keys.join(", "),
+            "the first of these keys encrypts fields, all of them decrypt"
+        );
+    }
     // Before anything slow, so that a signal at any time drains instead of killing.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -128,6 +136,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             batch_bytes: BATCH_BYTES,
             batch_timeout,
         },
+        encryption,
     };
     let api_socket = serve::bind(api, api_keys.is_some())?;
     let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;

@@ -5,6 +5,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use certeus_ledger::field::DecryptError;
 use certeus_ledger::request::IdentityError;
 use certeus_ledger::submission::{self, EventError, Refused};
 use certeus_ledger::{AppendError, Class, CommitError, EraseError, Erasure, ReadError, Refusal};
@@ -31,7 +32,7 @@ pub(crate) enum Code {
     RequestTimeout,
     /// The key is missing or wrong.
     Unauthorized,
-    /// Not from this machine.
+    /// Not from this machine, or not with this key.
     Forbidden,
     /// There is no such thing.
     NotFound,
@@ -122,7 +123,7 @@ impl Code {
             Self::TooLarge => "The request or an event in it is too large",
             Self::RequestTimeout => "The request body did not arrive in time",
             Self::Unauthorized => "A valid API key is required",
-            Self::Forbidden => "Not from here",
+            Self::Forbidden => "Not allowed",
             Self::NotFound => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::Erased => "The event's payload was erased",
@@ -268,7 +269,7 @@ impl From<submission::Error> for Error {
             submission::Error::TooManyEvents(_) => Self::new(Code::TooLarge, detail),
             submission::Error::Event(refused) => {
                 let code = match refused.error {
-                    EventError::TooLarge { .. } => Code::TooLarge,
+                    EventError::TooLarge { .. } | EventError::TooLargeEncrypted { .. } => Code::TooLarge,
                     _ => Code::InvalidEvent,
                 };
                 Self { refused: refused_events(&[refused]), ..Self::new(code, detail) }
@@ -303,6 +304,13 @@ impl From<AppendError> for Error {
             AppendError::Commit(CommitError::Rejected | CommitError::Duplicate) => Code::Internal,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<DecryptError> for Error {
+    fn from(error: DecryptError) -> Self {
+        tracing::error!(reason = %error, "stored data does not match its key");
+        Self::new(Code::Corrupt, error.to_string())
     }
 }
 

@@ -79,13 +79,14 @@ impl<'k> Decryptor<'k> {
         let current = self.current.insert(current);
         let Some(key) = &current.key else { return Ok(Decrypted::MissingKey(key_id.key)) };
         let position = u32::try_from(id::position(event)).unwrap_or(u32::MAX);
+        let text = std::str::from_utf8(payload).map_err(|_| Error::NotJson(event))?;
         let mut walk = Walk {
-            payload,
+            payload: text,
             path: String::new(),
             segments: 0,
             out: Vec::with_capacity(payload.len()),
             copied: 0,
-            open: |path: &str, encoded: &[u8]| open(key, self.aad.of(event, path), position, encoded),
+            open: |path: &str, encoded: &str| open(key, self.aad.of(event, path), position, encoded),
         };
         walk.object(&mut Scanner::new(payload, 0, 0)).map_err(|_| Error::NotJson(event))?;
         let Walk { mut out, copied, .. } = walk;
@@ -99,7 +100,7 @@ impl<'k> Decryptor<'k> {
 
 /// One pass through a payload.
 struct Walk<'p, O> {
-    payload: &'p [u8],
+    payload: &'p str,
     /// The pointer of the object being read, and how many segments it has.
     path: String,
     segments: usize,
@@ -109,13 +110,13 @@ struct Walk<'p, O> {
     open: O,
 }
 
-impl<'p, O: FnMut(&str, &[u8]) -> Option<Vec<u8>>> Walk<'p, O> {
+impl<'p, O: FnMut(&str, &str) -> Option<Vec<u8>>> Walk<'p, O> {
     fn object(&mut self, scanner: &mut Scanner<'p>) -> Result<(), json::Error> {
         members(scanner, |scanner, key| {
             let value = scanner.peek();
             let outer = self.path.len();
             // Only what a configured pointer can have led to: no longer, no deeper, and by names that are text.
-            let name = key.decode(self.payload).filter(|_| self.segments < SEGMENTS_MAX);
+            let name = key.unescape(self.payload).filter(|_| self.segments < SEGMENTS_MAX);
             let Some(name) = name.filter(|_| matches!(value, Some(b'{' | b'"'))) else {
                 return scanner.value();
             };
@@ -136,10 +137,10 @@ impl<'p, O: FnMut(&str, &[u8]) -> Option<Vec<u8>>> Walk<'p, O> {
 
     fn string(&mut self, text: Text) {
         let raw = &self.payload[text.start..text.end];
-        let Some(encoded) = raw.strip_prefix(PREFIX.as_bytes()) else { return };
+        let Some(encoded) = raw.strip_prefix(PREFIX) else { return };
         if let Some(value) = (self.open)(&self.path, encoded) {
             // The quotes go as well.
-            self.out.extend_from_slice(&self.payload[self.copied..text.start - 1]);
+            self.out.extend_from_slice(&self.payload.as_bytes()[self.copied..text.start - 1]);
             self.out.extend_from_slice(&value);
             self.copied = text.end + 1;
         }
@@ -147,7 +148,7 @@ impl<'p, O: FnMut(&str, &[u8]) -> Option<Vec<u8>>> Walk<'p, O> {
 }
 
 /// The value, if the string is authentic.
-fn open(key: &LessSafeKey, aad: &[u8], position: u32, encoded: &[u8]) -> Option<Vec<u8>> {
+fn open(key: &LessSafeKey, aad: &[u8], position: u32, encoded: &str) -> Option<Vec<u8>> {
     let mut bytes = BASE64.decode(encoded).ok()?;
     let (ordinal, sealed) = bytes.split_first_chunk_mut::<ORDINAL_BYTES>()?;
     let length = sealed.len().checked_sub(TAG_BYTES)?;

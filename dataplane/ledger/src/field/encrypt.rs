@@ -47,6 +47,12 @@ impl<'e> Encryptor<'e> {
         self.key_id
     }
 
+    /// Appends the next event's payload to `out` as it is: one that the ledger writes itself, and must be able to read.
+    pub fn push_plain(&mut self, payload: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(payload);
+        self.position += 1;
+    }
+
     /// Appends the next event's payload to `out`, encrypted.
     ///
     /// # Panics
@@ -54,10 +60,11 @@ impl<'e> Encryptor<'e> {
     pub fn push(&mut self, payload: &[u8], out: &mut Vec<u8>) {
         let Self { fields, batch, key, key_id: _, position, aad, scratch } = self;
         let event = batch.event(*position as usize);
+        let text = std::str::from_utf8(payload).expect(IS_EVENT);
         let mut ordinal = 0_u32;
         let mut copied = 0;
         fields
-            .find(payload, |found| {
+            .find(text, |found| {
                 out.extend_from_slice(&payload[copied..found.place.start]);
                 copied = found.place.end;
                 scratch.clear();
@@ -82,9 +89,9 @@ impl Fields {
     /// Bytes that an event's payload will have once it is encrypted.
     ///
     /// # Panics
-    /// When `payload` is not a JSON object in UTF-8.
+    /// When `payload` is not a JSON object.
     #[must_use]
-    pub fn encrypted_len(&self, payload: &[u8]) -> usize {
+    pub fn encrypted_len(&self, payload: &str) -> usize {
         let mut length = payload.len();
         self.find(payload, |found| length = length - found.place.len() + string_len(found.place.len()))
             .expect(IS_EVENT);

@@ -109,13 +109,13 @@ impl Fields {
     /// than once, for each occurrence.
     ///
     /// # Errors
-    /// When `payload` is not a JSON object in UTF-8, which an event always is.
+    /// When `payload` is not a JSON object, which an event always is.
     pub(super) fn find<'f>(
         &'f self,
-        payload: &[u8],
+        payload: &str,
         mut found: impl FnMut(Found<'f>),
     ) -> Result<(), json::Error> {
-        visit(&mut Scanner::new(payload, 0, 0), payload, &self.root, &mut found)
+        visit(&mut Scanner::new(payload.as_bytes(), 0, 0), payload, &self.root, &mut found)
     }
 }
 
@@ -208,11 +208,11 @@ pub(super) fn push_segment(pointer: &mut String, name: &str) {
 /// Goes through the members of the object that comes next. As deep as the pointers are, so at most [`SEGMENTS_MAX`].
 fn visit<'f>(
     scanner: &mut Scanner<'_>,
-    payload: &[u8],
+    payload: &str,
     node: &'f Node,
     found: &mut impl FnMut(Found<'f>),
 ) -> Result<(), json::Error> {
-    members(scanner, |scanner, key| match key.decode(payload).and_then(|name| node.step(&name)) {
+    members(scanner, |scanner, key| match key.unescape(payload).and_then(|name| node.step(&name)) {
         Some(Step::Member(pointer)) => {
             scanner.peek();
             let start = scanner.offset();

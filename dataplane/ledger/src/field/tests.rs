@@ -24,7 +24,7 @@ fn encrypt(encryption: &Encryption, ledger: &str, events: &[&str]) -> (BatchKeyI
     let stored = events.iter().map(|event| {
         let mut out = Vec::new();
         encryptor.push(event.as_bytes(), &mut out);
-        assert_eq!(out.len(), encryption.fields.encrypted_len(event.as_bytes()), "{event}");
+        assert_eq!(out.len(), encryption.fields.encrypted_len(event), "{event}");
         String::from_utf8(out).unwrap()
     });
     let stored = stored.collect();
@@ -302,7 +302,7 @@ proptest! {
                 Decrypted::MissingKey(_) => prop_assert!(false),
             }
             // What is found has been replaced: in the stored bytes each pointer leads to nothing but strings of ours.
-            encryption.fields.find(stored.as_bytes(), |found| {
+            encryption.fields.find(stored, |found| {
                 assert!(stored[found.place.clone()].starts_with(&format!("\"{PREFIX}")), "{stored}");
             }).unwrap();
         }

@@ -179,7 +179,7 @@ impl Ledger {
         spans: &[Span],
     ) -> Result<Vec<Option<Part>>, ReadError> {
         const SQL: &str = "SELECT s.ord, b.secret, substring(b.salts FROM s.start FOR s.length), \
-             substring(b.entries FROM s.start FOR s.length), b.producers \
+             substring(b.entries FROM s.start FOR s.length), b.producers, b.key_id \
              FROM unnest($2::uuid[], $3::integer[], $4::integer[]) WITH ORDINALITY AS s (batch_id, start, length, ord) \
              JOIN certeus.batches b ON b.batch_id = s.batch_id AND b.ledger = $1";
         let bytes = |positions: usize| {
@@ -199,6 +199,7 @@ impl Ledger {
                     salts: row.get(2),
                     entries: row.get(3),
                     producers: row.get(4),
+                    key_id: row.get(5),
                 });
             }
         }
@@ -285,6 +286,7 @@ struct Part {
     salts: Option<Vec<u8>>,
     entries: Vec<u8>,
     producers: Option<Vec<u8>>,
+    key_id: Option<Vec<u8>>,
 }
 
 impl Part {
@@ -292,7 +294,8 @@ impl Part {
         let start = (id::position(event) - span.first) * ENTRY_BYTES;
         let place = start..start + ENTRY_BYTES;
         let salt = self.salts.as_ref().and_then(|salts| salts.get(place.clone()));
-        Commitment::new(self.secret.as_deref(), salt, self.entries.get(place)?, producers, event)
+        let entry = self.entries.get(place)?;
+        Commitment::new(self.secret.as_deref(), salt, entry, producers, self.key_id.as_deref(), event)
     }
 }
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits { request_events_max: 4, event_bytes_max: 200 };
+const LIMITS: Limits<'_> = Limits { request_events_max: 4, event_bytes_max: 200, encrypted_fields: None };
 
 fn parse(body: &str, format: Format, on_bad: OnBadEvent) -> Result<Parsed, Error> {
     Submission::parse(Bytes::copy_from_slice(body.as_bytes()), format, &LIMITS, on_bad)
@@ -156,7 +156,7 @@ fn cases_are_found_and_what_names_none_is_no_fault() {
         assert_eq!(cases(&event(member)), [], "{member}");
     }
     assert_eq!(cases(&event(r#""case_id":null,"case_id":"b","#)), [(0, "b".to_owned())]);
-    let limits = Limits { request_events_max: 1, event_bytes_max: 1000 };
+    let limits = Limits { request_events_max: 1, event_bytes_max: 1000, encrypted_fields: None };
     for (bytes, found) in [(CASE_ID_BYTES_MAX, 1), (CASE_ID_BYTES_MAX + 1, 0)] {
         let body = Bytes::from(event(&format!("\"case_id\":\"{}\",", "c".repeat(bytes))));
         let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
@@ -172,4 +172,25 @@ fn sequence_numbers_must_suffice_for_the_events() {
     let producer = |first| Identity::Producer(ProducerSequence::new("p", 0, first).unwrap());
     assert!(parse().identified(producer(SEQUENCE_MAX - 2), b"").is_ok());
     assert_eq!(parse().identified(producer(SEQUENCE_MAX - 1), b"").unwrap_err(), IdentityError::Sequence);
+}
+
+#[test]
+fn events_that_encryption_makes_too_long_are_refused_and_growth_counts() {
+    let fields = Fields::new(&["/a", "/b"]).unwrap();
+    let limits = Limits { encrypted_fields: Some(&fields), ..LIMITS };
+    let parse =
+        |body: &str, on_bad| Submission::parse(Bytes::from(body.to_owned()), Format::Ndjson, &limits, on_bad);
+    let one = r#"{"type":"t","timestamp":1,"a":1,"c":2}"#;
+    let three = r#"{"type":"t","timestamp":1,"a":1,"b":2,"a":3}"#;
+    let parsed = parse(&format!("{one}\n{three}\n{one}"), OnBadEvent::RefuseOne).unwrap();
+    // Each value of one byte becomes a string of 65.
+    let bytes = three.len() + 3 * 64;
+    let error = EventError::TooLargeEncrypted { bytes, max: 200 };
+    assert_eq!(parsed.refused, [Refused { position: 1, offset: one.len() + 1, error: error.clone() }]);
+    assert_eq!(parse(three, OnBadEvent::RefuseAll).unwrap_err().to_string(), format!("event 0: {error}"));
+    let submission = parsed.submission.unwrap();
+    let plain =
+        Submission::parse(submission.body.clone(), Format::Ndjson, &LIMITS, OnBadEvent::RefuseAll).unwrap();
+    let fewer = size_of::<Event>();
+    assert_eq!(submission.bytes(), plain.submission.unwrap().bytes() - fewer + 2 * 64);
 }

@@ -13,7 +13,7 @@ pub(crate) fn request(from: usize, count: usize) -> Submission {
     let body: String = (from..from + count)
         .map(|n| format!("{{\"type\":\"t{}\",\"timestamp\":{},\"n\":{n}}}\n", n % 3, 1_769_860_800 + n))
         .collect();
-    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20 };
+    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
 }
@@ -31,6 +31,7 @@ pub(crate) fn config(url: &str) -> Config {
             batch_bytes: 8 << 20,
             batch_timeout: Duration::from_millis(100),
         },
+        encryption: None,
     }
 }
 

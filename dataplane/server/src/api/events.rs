@@ -2,20 +2,22 @@
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Refused, Submission};
 use certeus_ledger::timestamp::Timestamp;
-use certeus_ledger::{AppendError, CommitError, Content, Filter, PAGE_EVENTS_MAX, Receipt, StoredEvent};
+use certeus_ledger::{AppendError, CommitError, Content, Filter, PAGE_EVENTS_MAX, Receipt};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::App;
+use super::decrypt::{self, DecryptQuery, Seen};
 use super::identity::{IdentityHeaders, identity_of};
+use crate::auth::Access;
 use crate::body;
 use crate::problem::{Code, Error, Problem, RefusedEvent, refused_events};
 
@@ -162,6 +164,7 @@ pub(crate) async fn append(
     let limits = Limits {
         request_events_max: app.ledger.queue_config().queue_events_max,
         event_bytes_max: EVENT_BYTES_MAX,
+        encrypted_fields: app.ledger.encrypted_fields(),
     };
     let parse = |bytes: Bytes| -> Result<(Submission, Vec<Refused>), Error> {
         let parsed = Submission::parse(bytes, format, &limits, on_bad)?;
@@ -267,7 +270,7 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Error> {
     Err(Error::new(Code::UnsupportedMediaType, detail))
 }
 
-/// An event as stored.
+/// An event.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct EventReply<'a> {
     /// Its id.
@@ -281,7 +284,13 @@ pub(crate) struct EventReply<'a> {
     timestamp: String,
     /// When it was committed.
     received_at: String,
-    /// The event, byte for byte as received; null when it was erased.
+    /// Whether encrypted fields in `event` are shown decrypted. If so, its bytes are not those that proofs cover: ask with
+    /// `decrypt=false` for them.
+    decrypted: bool,
+    /// Id of the key that fields in `event` are encrypted with, where the caller may see them and the pod has no such key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing_key_id: Option<String>,
+    /// The event, byte for byte as received but for fields that are shown encrypted; null when it was erased.
     #[schema(value_type = Option<Object>)]
     event: Option<&'a RawValue>,
     /// When its payload was erased.
@@ -290,13 +299,13 @@ pub(crate) struct EventReply<'a> {
 }
 
 impl<'a> EventReply<'a> {
-    fn new(stored: &'a StoredEvent) -> Result<Self, Error> {
+    fn new(seen: &'a Seen) -> Result<Self, Error> {
+        let stored = &seen.stored;
         let corrupt = || Error::new(Code::Corrupt, format!("event {} is not JSON any more", stored.id));
-        let (event, erased_at) = match &stored.content {
-            Content::Intact { payload, .. } => {
-                (Some(serde_json::from_slice(payload).map_err(|_not_json| corrupt())?), None)
-            }
-            Content::Erased(erasure) => (None, Some(erasure.erased_at.to_string())),
+        let event = seen.payload().map(serde_json::from_slice).transpose().map_err(|_not_json| corrupt())?;
+        let erased_at = match &stored.content {
+            Content::Intact { .. } => None,
+            Content::Erased(erasure) => Some(erasure.erased_at.to_string()),
         };
         Ok(Self {
             id: stored.id,
@@ -304,6 +313,8 @@ impl<'a> EventReply<'a> {
             kind: &stored.kind,
             timestamp: stored.time.to_string(),
             received_at: stored.received_at.to_string(),
+            decrypted: seen.decrypted.is_some(),
+            missing_key_id: seen.missing_key.map(|id| id.to_string()),
             event,
             erased_at,
         })
@@ -311,27 +322,44 @@ impl<'a> EventReply<'a> {
 }
 
 /// Returns one event, checked against what was committed to.
+///
+/// What was committed to, and what proofs cover, is the event as stored: encrypted fields are strings there that begin with
+/// `certeus:enc:v1:`. Callers with the second API key get such fields decrypted, and `decrypted` says so; with
+/// `decrypt=false` they get the stored bytes, too.
 #[utoipa::path(
     get,
     path = "/v1/ledger/events/{id}",
-    params(("id" = Uuid, Path, description = "The event's id")),
+    params(("id" = Uuid, Path, description = "The event's id"), DecryptQuery),
     responses(
-        (status = 200, description = "The event", body = EventReply),
-        (status = 400, description = "Not a UUID", body = Problem),
+        (status = 200, description = "The event", body = EventReply, headers(
+            ("Certeus-Decrypted" = String, description = "`true` when encrypted fields are shown decrypted"),
+        )),
+        (status = 400, description = "Not a UUID, or a parameter is not valid", body = Problem),
+        (status = 403, description = "`decrypt=true` with an API key that does not decrypt", body = Problem),
         (status = 404, description = "No such event", body = Problem),
         (status = 410, description = "The event's payload was erased", body = Problem),
         (status = 500, description = "The stored bytes were altered", body = Problem),
         (status = 503, description = "The database is not available", body = Problem),
     )
 )]
-pub(crate) async fn get_one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Error> {
+pub(crate) async fn get_one(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    Path(id): Path<String>,
+    query: Result<Query<DecryptQuery>, QueryRejection>,
+) -> Result<Response, Error> {
+    let Query(DecryptQuery { decrypt }) = query.map_err(bad_query)?;
+    let wanted = decrypt::is_wanted(access, decrypt)?;
     let id = event_id(&id)?;
     let event = app.ledger.event(id).await?;
     let event = event.ok_or_else(|| Error::new(Code::NotFound, format!("there is no event {id}")))?;
-    match &event.content {
-        Content::Intact { .. } => Ok(json(&EventReply::new(&event)?).into_response()),
-        Content::Erased(erasure) => Err(Error::erased(erasure)),
+    if let Content::Erased(erasure) = &event.content {
+        return Err(Error::erased(erasure));
     }
+    let seen = decrypt::see(&app.ledger, vec![event], wanted)?;
+    let mut response = json(&EventReply::new(&seen[0])?).into_response();
+    decrypt::describe(&seen, response.headers_mut());
+    Ok(response)
 }
 
 /// The id in a path.
@@ -357,6 +385,9 @@ pub(crate) struct ListQuery {
     cursor: Option<String>,
     /// Events on a page, 1 to 10,000; 100 unless given.
     limit: Option<usize>,
+    /// Whether encrypted fields are decrypted; unless given, for those who may see them. With `false` events are shown as
+    /// they are stored, which is what proofs cover.
+    decrypt: Option<bool>,
 }
 
 /// One page of events.
@@ -374,6 +405,9 @@ pub(crate) struct ListReply<'a> {
 ///
 /// With `Accept: application/x-ndjson` the reply is the events themselves, one per line as received, and the header
 /// `Certeus-Next-Cursor` takes the place of `next_cursor`. Erased events are left out there, and have no `event` in JSON.
+///
+/// Callers with the second API key get encrypted fields decrypted; what proofs cover are events as stored, as
+/// `decrypt=false` shows them.
 #[utoipa::path(
     get,
     path = "/v1/ledger/events",
@@ -381,21 +415,26 @@ pub(crate) struct ListReply<'a> {
     responses(
         (status = 200, description = "A page of events", headers(
             ("Certeus-Next-Cursor" = String, description = "With NDJSON: where the next page begins"),
+            ("Certeus-Decrypted" = String, description = "`true` when encrypted fields are shown decrypted"),
+            ("Certeus-Missing-Key-Ids" = String, description = "Ids of keys that fields are encrypted with and the pod does not have"),
         ), content(
             (ListReply = "application/json"),
             (String = "application/x-ndjson"),
         )),
         (status = 400, description = "A parameter is not valid", body = Problem),
+        (status = 403, description = "`decrypt=true` with an API key that does not decrypt", body = Problem),
         (status = 500, description = "The stored bytes of the page's first event were altered", body = Problem),
         (status = 503, description = "The database is not available", body = Problem),
     )
 )]
 pub(crate) async fn list(
     State(app): State<App>,
+    Extension(access): Extension<Access>,
     query: Result<Query<ListQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let Query(ListQuery { kind, from, to, cursor, limit }) = query.map_err(bad_query)?;
+    let Query(ListQuery { kind, from, to, cursor, limit, decrypt }) = query.map_err(bad_query)?;
+    let wanted = decrypt::is_wanted(access, decrypt)?;
     let limit = limit.unwrap_or(PAGE_EVENTS_DEFAULT);
     if !(1..=PAGE_EVENTS_MAX).contains(&limit) {
         return Err(Error::new(
@@ -416,18 +455,22 @@ pub(crate) async fn list(
     let lines = headers
         .get(header::ACCEPT)
         .is_some_and(|accept| accept.as_bytes().starts_with(b"application/x-ndjson"));
-    if lines {
-        return ndjson(&app, &page.events, next_cursor);
-    }
-    let events = page.events.iter().map(EventReply::new).collect::<Result<_, Error>>()?;
-    let reply = serde_json::to_vec(&ListReply { events, next_cursor }).unwrap_or_default();
-    let mut response = body::reply(reply, &app.budget)?.into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let seen = decrypt::see(&app.ledger, page.events, wanted)?;
+    let mut response = if lines {
+        ndjson(&app, &seen, next_cursor)?
+    } else {
+        let events = seen.iter().map(EventReply::new).collect::<Result<_, Error>>()?;
+        let reply = serde_json::to_vec(&ListReply { events, next_cursor }).unwrap_or_default();
+        let mut response = body::reply(reply, &app.budget)?.into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    };
+    decrypt::describe(&seen, response.headers_mut());
     Ok(response)
 }
 
-fn ndjson(app: &App, events: &[StoredEvent], next_cursor: Option<String>) -> Result<Response, Error> {
-    let payloads = || events.iter().filter_map(StoredEvent::payload);
+fn ndjson(app: &App, seen: &[Seen], next_cursor: Option<String>) -> Result<Response, Error> {
+    let payloads = || seen.iter().filter_map(Seen::payload);
     let mut lines = Vec::with_capacity(payloads().map(|payload| payload.len() + 1).sum());
     for payload in payloads() {
         // A line feed in JSON can only be white space between tokens; as a space it keeps the event on its line.
