@@ -187,18 +187,16 @@ fn follows(state: Option<ProducerState>, request: &ProducerSequence, count: u64)
     }
 }
 
-/// Whether what was found excludes for ever that an attempt at committing these requests together still succeeds.
+/// Whether requests must leave their batch because of what was found, which gives the others a new batch id.
 ///
-/// Keys stay taken and producers only advance. A gap is the one obstacle that can go away.
-pub(crate) fn rules_out(verdicts: &[Verdict]) -> bool {
-    verdicts.iter().any(|verdict| {
-        !matches!(
-            verdict,
-            Verdict::New
-                | Verdict::SameAs(_)
-                | Verdict::Later
-                | Verdict::Answered(Err(CommitError::SequenceGap { .. }))
-        )
+/// `in_doubt`: an earlier attempt at the batch may still succeed. Then nothing of it may be stored under a new id, unless what
+/// was found excludes that for ever. It mostly does, as keys stay taken and producers only advance: a gap is the one
+/// obstacle that can go away.
+pub(crate) fn must_part(verdicts: &[Verdict], in_doubt: bool) -> bool {
+    verdicts.iter().any(|verdict| match verdict {
+        Verdict::New | Verdict::SameAs(_) | Verdict::Later => false,
+        Verdict::Answered(Err(CommitError::SequenceGap { .. })) => !in_doubt,
+        Verdict::Answered(_) => true,
     })
 }
 

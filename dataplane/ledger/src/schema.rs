@@ -136,11 +136,13 @@ async fn ensure(client: &mut Client, table: &str, parent: &str, bounds: &str) ->
     Ok(())
 }
 
-/// Begins to create or drop partitions, which locks their parent; nobody must wait long behind us.
+/// Begins to create or drop partitions, which locks their parent. While a long read holds that up, everybody else waits behind
+/// us, with requests commits, too: it must not be for long.
 async fn change_partitions(client: &mut Client) -> Result<Transaction<'_>, Error> {
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '1s'").await?;
     Ok(transaction)
 }
 

@@ -262,13 +262,7 @@ impl Writer<'_> {
                 doubt.earlier = true;
             } else {
                 let verdicts = dedup::plan(batch.claims, &known).verdicts;
-                let stands_in_the_way = if doubt.earlier {
-                    // Under a new id nothing may be stored that could still be stored under this one.
-                    dedup::rules_out(&verdicts)
-                } else {
-                    verdicts.iter().any(|verdict| *verdict != Verdict::New)
-                };
-                if stands_in_the_way {
+                if dedup::must_part(&verdicts, doubt.earlier) {
                     return Ok(Ended::NotNew(known));
                 }
             }

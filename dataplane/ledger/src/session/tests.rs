@@ -156,19 +156,20 @@ async fn commits_are_flushed_although_the_session_lost_its_settings() {
     let behind = "SELECT pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()";
     let unflushed =
         async || session.connection.client.query_one(behind, &[]).await.unwrap().get::<_, bool>(0);
-    // The setting does lose commits, or the test would show nothing.
-    session
-        .connection
-        .client
-        .batch_execute("CREATE TABLE witness (n int); INSERT INTO witness VALUES (1)")
-        .await
-        .unwrap();
-    session.connection.client.batch_execute("INSERT INTO witness VALUES (2)").await.unwrap();
-    assert!(unflushed().await, "an asynchronous commit was flushed at once");
-    for (random, size) in [(1, 1), (2, 600)] {
-        store(&session, 20_000 * DAY_MS, random, &pending(&format!("k{random}"), size)).await.unwrap();
-        assert!(!unflushed().await, "a commit of {size} events was not flushed");
+    session.connection.client.batch_execute("CREATE TABLE witness (n int)").await.unwrap();
+    // PostgreSQL flushes and writes at times of its own, too: the majority tells.
+    let (mut asynchronous, mut flushed) = (0, 0);
+    for round in 0..5_u128 {
+        // The setting does lose commits, or the test would show nothing.
+        session.connection.client.batch_execute("INSERT INTO witness VALUES (1)").await.unwrap();
+        asynchronous += usize::from(unflushed().await);
+        for (random, size) in [(2 * round, 1), (2 * round + 1, 600)] {
+            let request = pending(&format!("k{random}"), size);
+            store(&session, 20_000 * DAY_MS, random, &request).await.unwrap();
+            flushed += usize::from(!unflushed().await);
+        }
     }
+    assert!(asynchronous >= 3 && flushed >= 8, "{asynchronous} of 5, {flushed} of 10");
     let after: String =
         session.connection.client.query_one("SHOW synchronous_commit", &[]).await.unwrap().get(0);
     assert_eq!(after, "off", "the setting was for the transaction alone");
