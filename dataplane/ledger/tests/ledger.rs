@@ -38,6 +38,7 @@ fn start(url: &str) -> (Ledger, Tasks) {
         writers: 2,
         read_connections: 2,
         queue: QUEUE,
+        log: None,
     };
     Ledger::start(config, &prometheus::Registry::new()).unwrap()
 }

@@ -31,7 +31,9 @@ pub enum Error {
     #[error("{0:?} is too long: at most {POINTER_BYTES_MAX} bytes in {SEGMENTS_MAX} segments are taken")]
     TooLong(String),
     /// The ledger itself needs these in plain text.
-    #[error("{0:?} cannot be encrypted: `type`, `timestamp` and `case_id` are what the ledger finds events by")]
+    #[error(
+        "{0:?} cannot be encrypted: `type`, `timestamp` and `case_id` are what the ledger finds events by"
+    )]
     Reserved(String),
     /// Another pointer encrypts it already.
     #[error("{inner:?} is encrypted already, as a part of {outer:?}: leave one of them out")]

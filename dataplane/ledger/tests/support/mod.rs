@@ -31,6 +31,7 @@ pub(crate) fn config(url: &str) -> Config {
             batch_bytes: 8 << 20,
             batch_timeout: Duration::from_millis(100),
         },
+        log: None,
     }
 }
 
