@@ -3,11 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use certeus_ledger::{Availability, BreakerState};
+use certeus_ledger::{Availability, BreakerState, LogState};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::App;
+use super::log::STALE_AFTER;
 use crate::lifecycle::Phase;
 
 /// The pod's state in a word.
@@ -20,6 +21,8 @@ pub(crate) enum Status {
     Starting,
     /// The database is away.
     Unavailable,
+    /// The database does not match the signed log.
+    Refused,
     /// Shutting down.
     Draining,
 }
@@ -32,7 +35,7 @@ pub(crate) struct HealthReply {
 }
 
 /// A part of the pod and its state.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Component {
     /// Its name.
     name: &'static str,
@@ -77,6 +80,9 @@ pub(super) fn status(app: &App) -> Status {
         return Status::Draining;
     }
     match app.ledger.availability() {
+        Availability::Available if matches!(app.ledger.log_state(), LogState::Refused { .. }) => {
+            Status::Refused
+        }
         Availability::Available => Status::Healthy,
         Availability::Starting { .. } => Status::Starting,
         Availability::Unavailable { .. } => Status::Unavailable,
@@ -144,11 +150,39 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
             message: app.ledger.breaker().name().to_owned(),
         },
     ];
+    let components = [components, vec![log_component(&app)]].concat();
     let uptime_seconds = app.process.uptime().as_secs();
     (
         code(status),
         Json(DetailedReply { status, version: env!("CARGO_PKG_VERSION"), uptime_seconds, components }),
     )
+}
+
+/// The signed log. Its reason is told at `/v1/ledger/health`: here it would be open to all.
+fn log_component(app: &App) -> Component {
+    let (healthy, message) = match app.ledger.log_state() {
+        LogState::Off => (true, "is not signed: no signing key is configured".to_owned()),
+        LogState::Unchecked => (false, "was not compared with the database yet".to_owned()),
+        LogState::Refused { .. } => {
+            let message = "does not match the database: nothing is signed, and no event is taken; \
+                           see the pod's log or /v1/ledger/health";
+            (false, message.to_owned())
+        }
+        LogState::Agreed => {
+            let said = app.ledger.checkpoint().map_or_else(
+                |error| error.to_string(),
+                |latest| format!("is signed up to {} events", latest.signed.checkpoint.size()),
+            );
+            match app.ledger.checkpoint_confirmed().filter(|age| *age > STALE_AFTER) {
+                Some(age) => {
+                    let message = "the database or the anchor could not be asked for";
+                    (false, format!("{said}; {message} {} s", age.as_secs()))
+                }
+                None => (true, said),
+            }
+        }
+    };
+    Component { name: "log", healthy, message }
 }
 
 /// What the process uses of the machine.
