@@ -19,7 +19,7 @@ const DAY_MS: u64 = 86_400_000;
 
 fn pending(key: &str, events: usize) -> Pending {
     let body = Bytes::from("{\"type\":\"a\",\"timestamp\":1}\n".repeat(events));
-    let limits = Limits { request_events_max: 10_000, event_bytes_max: 1000 };
+    let limits = Limits { request_events_max: 10_000, event_bytes_max: 1000, encrypted_fields: None };
     let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
     let identity = Identity::Key(IdempotencyKey::new(key).unwrap());
     let submission = parsed.submission.unwrap().identified(identity, b"").unwrap();
@@ -28,7 +28,7 @@ fn pending(key: &str, events: usize) -> Pending {
 
 /// Stores a request as a batch of its own under an id of the given time; `Err` when its key is taken.
 async fn store(session: &Session, unix_ms: u64, random: u128, request: &Pending) -> Result<i64, Failure> {
-    let claims = [Claim::of(request, "default")];
+    let claims = [Claim::of(request, "default", None)];
     let requests = [request];
     let batch = Batch {
         ledger: "default",
@@ -37,6 +37,7 @@ async fn store(session: &Session, unix_ms: u64, random: u128, request: &Pending)
         requests: &requests,
         claims: &claims,
         advances: &[],
+        encrypted: None,
     };
     let mut sent = false;
     let stored = if batch.event_count() <= 500 {
@@ -107,7 +108,7 @@ async fn a_key_is_unique_across_midnight_also_while_its_first_use_is_under_way()
             let first_index = stored.unwrap();
             assert_eq!(repeated, Err(Failure::Claimed));
             // And it is found, with its first place.
-            let claim = Claim::of(&repeat, "default");
+            let claim = Claim::of(&repeat, "default", None);
             let known = today.look_up("default", &[claim.as_ref().unwrap()]).await.unwrap();
             let dedup::Verdict::Answered(Ok(receipt)) = dedup::plan(&[claim], &known).verdicts[0] else {
                 panic!("the repeat counts as new");
