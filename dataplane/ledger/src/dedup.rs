@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use crate::commit::{CommitError, Receipt};
+use crate::field::Keyring;
 use crate::id::BatchId;
 use crate::queue::Pending;
 use crate::request::{BodyDigest, Identity, ProducerSequence, RequestKey};
@@ -20,17 +21,32 @@ pub(crate) struct Claim<'a> {
     pub(crate) body: BodyDigest,
     pub(crate) producer: Option<&'a ProducerSequence>,
     pub(crate) event_count: usize,
+    /// With what the digest is stored, where values of the request are encrypted.
+    pub(crate) keyring: Option<&'a Keyring>,
 }
 
 impl<'a> Claim<'a> {
     /// The claim of a request that has an identity.
-    pub(crate) fn of(pending: &'a Pending, ledger: &str) -> Option<Self> {
+    pub(crate) fn of(pending: &'a Pending, ledger: &str, keyring: Option<&'a Keyring>) -> Option<Self> {
         let (identity, body) = pending.submission.identity()?;
         let producer = match identity {
             Identity::Key(_) => None,
             Identity::Producer(producer) => Some(producer),
         };
-        Some(Self { key: identity.key(ledger), body: *body, producer, event_count: pending.submission.len() })
+        let (key, event_count) = (identity.key(ledger), pending.submission.len());
+        Some(Self { key, body: *body, producer, event_count, keyring })
+    }
+
+    /// The digest of what it asks for, as it is stored.
+    pub(crate) fn stored_body(&self) -> BodyDigest {
+        let keyed = self.keyring.and_then(|keyring| keyring.request_digests(&self.body.0).next());
+        keyed.map_or(self.body, BodyDigest)
+    }
+
+    /// Whether a stored digest is of what it asks for: under any key, or from before there was one.
+    fn asks_for(&self, stored: BodyDigest) -> bool {
+        let keyed = |keyring: &Keyring| keyring.request_digests(&self.body.0).any(|keyed| keyed == stored.0);
+        stored == self.body || self.keyring.is_some_and(keyed)
     }
 }
 
@@ -130,7 +146,7 @@ fn stored_verdict(claim: &Claim<'_>, known: &Known) -> Option<Result<Receipt, Co
         return Some(Err(CommitError::ProducerFenced { epoch: state.epoch }));
     }
     let stored = known.stored.get(&claim.key)?;
-    Some(if stored.body == claim.body {
+    Some(if claim.asks_for(stored.body) {
         Ok(Receipt { replayed: true, ..stored.receipt })
     } else {
         Err(reused(claim))

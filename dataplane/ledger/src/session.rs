@@ -392,7 +392,7 @@ impl<'a> ExtraParameters<'a> {
 struct ClaimParameters<'a> {
     periods: Vec<i32>,
     keys: Vec<&'a [u8]>,
-    bodies: Vec<&'a [u8]>,
+    bodies: Vec<Vec<u8>>,
     positions: Vec<i32>,
     event_counts: Vec<i32>,
     producers: Vec<&'a str>,
@@ -412,7 +412,7 @@ impl<'a> ClaimParameters<'a> {
         Self {
             periods: rows().map(|(period, _)| period.number()).collect(),
             keys: rows().map(|(_, (_, claim))| &claim.key.0[..]).collect(),
-            bodies: rows().map(|(_, (_, claim))| &claim.body.0[..]).collect(),
+            bodies: rows().map(|(_, (_, claim))| claim.stored_body().0.to_vec()).collect(),
             positions: rows().map(|(_, (position, _))| narrow(*position)).collect(),
             event_counts: rows().map(|(_, (_, claim))| narrow(claim.event_count)).collect(),
             producers: advances.iter().map(|advance| advance.producer).collect(),

@@ -99,8 +99,9 @@ impl Writer<'_> {
     /// rounds of its own, each smaller than this one or with more known about it.
     async fn commit_round(&mut self, round: Round) -> Vec<Round> {
         let Round { requests, known } = round;
+        let keyring = self.shared.encryption.as_deref().map(|encryption| &encryption.keyring);
         let claims: Vec<Option<Claim<'_>>> =
-            requests.iter().map(|pending| Claim::of(pending, &self.shared.name)).collect();
+            requests.iter().map(|pending| Claim::of(pending, &self.shared.name, keyring)).collect();
         let plan = dedup::plan(&claims, &known);
         let is_new = |at: &usize| plan.verdicts[*at] == Verdict::New;
         let new: Vec<usize> = (0..requests.len()).filter(is_new).collect();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use certeus_ledger::field::{Decrypted, Encryption, Fields, Keyring};
 use certeus_ledger::request::{IdempotencyKey, Identity};
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
-use certeus_ledger::{Class, Config, Content, Filter, Ledger, Reason, StoredEvent};
+use certeus_ledger::{AppendError, Class, CommitError, Config, Content, Filter, Ledger, Reason, StoredEvent};
 use certeus_localpg::{LocalPg, Options};
 use support::{close, id_after, sql, start};
 use tokio_postgres::Client;
@@ -43,6 +43,10 @@ fn request(ledger: &Ledger, from: usize, count: usize) -> Submission {
     let parsed =
         Submission::parse(Bytes::from(body.join("\n")), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
+}
+
+fn identified(submission: Submission, key: &str) -> Submission {
+    submission.identified(Identity::Key(IdempotencyKey::new(key).unwrap()), &[]).unwrap()
 }
 
 async fn read(ledger: &Ledger, first_id: Uuid, position: usize) -> StoredEvent {
@@ -199,4 +203,28 @@ async fn an_erasure_is_on_record_in_plain_text() {
     let other = read(&ledger, first, 1).await;
     assert_eq!(decrypt(&ledger, &other), Decrypted::Payload(payload(1).into_bytes()));
     close(&ledger, tasks).await;
+}
+
+/// A plain digest of a request would let whoever reads the database test guesses of what is encrypted.
+#[tokio::test(flavor = "multi_thread")]
+async fn digests_of_requests_are_keyed_and_recognised_after_a_rotation() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let both = format!("{TWO},{ONE}");
+    let mut first_ids = Vec::new();
+    // The same body under one key each, at first without encryption.
+    for (keys, name) in [("", "plain"), (ONE, "one"), (&both, "two")] {
+        let (ledger, tasks) = start(config(&pg.url(), keys, &["/card"])).await;
+        let receipt = ledger.append(identified(request(&ledger, 0, 1), name)).await.unwrap();
+        assert!(!receipt.replayed);
+        first_ids.push(receipt.first_id);
+        for (earlier, id) in ["plain", "one", "two"].into_iter().zip(&first_ids) {
+            let again = ledger.append(identified(request(&ledger, 0, 1), earlier)).await.unwrap();
+            assert_eq!((again.replayed, again.first_id), (true, *id), "{earlier} with {name}");
+            let other = ledger.append(identified(request(&ledger, 1, 1), earlier)).await;
+            assert_eq!(other, Err(AppendError::Commit(CommitError::KeyReused)), "{earlier} with {name}");
+        }
+        close(&ledger, tasks).await;
+    }
+    let digests = "SELECT count(DISTINCT body) FROM certeus.requests";
+    assert_eq!(sql(&pg.url()).await.query_one(digests, &[]).await.unwrap().get::<_, i64>(0), 3);
 }

@@ -418,3 +418,84 @@ fn a_request_sent_again_gets_the_same_bytes_from_every_pod() {
     }
     assert_eq!(pods[0].append(EVENT).json()["first_index"], 6);
 }
+
+#[test]
+fn encrypted_fields_are_decrypted_for_the_second_key_alone() {
+    const ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    const TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+    let pg = postgres();
+    let (ordinary, decrypting) =
+        (("x-api-key", "ordinary-0123456789"), ("x-api-key", "decrypting-0123456789"));
+    let env = |keys| {
+        [
+            ("CERTEUS_API_KEY", ordinary.1),
+            ("CERTEUS_DECRYPT_API_KEY", decrypting.1),
+            ("CERTEUS_ENCRYPTION_KEY", keys),
+        ]
+    };
+    let yaml = "encryption: {fields: [/card/number]}";
+    let pod = Pod::start(&pg.url(), &Settings { yaml, env: &env(ONE) }).ready();
+    let received = r#"{"type":"paid","timestamp":1769860800,"card": {"number":"4111-HIDDEN"},"n":1.50}"#;
+    let reply = pod.post("/v1/ledger/events", &[JSON, ordinary], received.as_bytes());
+    assert_eq!(reply.status, 201, "{reply:?}");
+    let one = format!("/v1/ledger/events/{}", reply.json()["first_id"].as_str().unwrap());
+    let get = |pod: &Pod, path: &str, key| request(pod.api, "GET", path, &[key], b"");
+
+    // What is stored, to the ordinary key, and to the other one on request.
+    let stored = get(&pod, &one, ordinary);
+    assert!(!stored.text().contains("HIDDEN") && stored.text().contains(r#""number":"certeus:enc:v1:"#));
+    assert_eq!(
+        (stored.json()["decrypted"].as_bool(), stored.header("certeus-decrypted")),
+        (Some(false), None)
+    );
+    assert_eq!(get(&pod, &format!("{one}?decrypt=false"), decrypting).text(), stored.text());
+    // The bytes received.
+    let shown = get(&pod, &one, decrypting);
+    assert!(shown.text().contains(&format!(r#""decrypted":true,"event":{received}"#)), "{}", shown.text());
+    assert_eq!(shown.header("certeus-decrypted"), Some("true"));
+    assert_eq!(shown.header("cache-control"), Some("no-store"));
+    // Asking for it does not help.
+    for path in [&format!("{one}?decrypt=true"), "/v1/ledger/events?decrypt=true"] {
+        assert_eq!(get(&pod, path, ordinary).problem(), (403, "forbidden".to_owned()));
+        assert_eq!(get(&pod, path, decrypting).status, 200);
+    }
+    assert_eq!(get(&pod, &format!("{one}?decrypt=yes"), decrypting).problem().0, 400);
+    // Lists, in both forms.
+    let list = "/v1/ledger/events?limit=5";
+    assert!(!get(&pod, list, ordinary).text().contains("HIDDEN"));
+    assert!(get(&pod, list, decrypting).text().contains(received));
+    let ndjson = ("accept", "application/x-ndjson");
+    let lines = request(pod.api, "GET", list, &[decrypting, ndjson], b"");
+    assert_eq!((lines.text(), lines.header("certeus-decrypted")), (&*format!("{received}\n"), Some("true")));
+    let lines = request(pod.api, "GET", list, &[ordinary, ndjson], b"");
+    assert!(!lines.text().contains("HIDDEN") && lines.header("certeus-decrypted").is_none());
+    // The second key opens everything that the first one does, on both ports.
+    assert_eq!(pod.post("/v1/ledger/events", &[JSON, decrypting], EVENT.as_bytes()).status, 201);
+    assert_eq!(request(pod.admin, "GET", "/metrics", &[decrypting], b"").status, 200);
+    // An event that is too long once it is encrypted.
+    let long = format!(r#"{{"type":"t","timestamp":1,"card":{{"number":"{}"}}}}"#, "x".repeat(800_000));
+    let refused = pod.post("/v1/ledger/events", &[JSON, ordinary], long.as_bytes());
+    assert_eq!(refused.problem(), (413, "too-large".to_owned()));
+    assert!(refused.text().contains("once its fields are encrypted"));
+    drop(pod);
+
+    // After a rotation, and after the old key was thrown away.
+    let keys = format!("{TWO}\n{ONE}\n");
+    let pod = Pod::start(&pg.url(), &Settings { yaml, env: &env(&keys) }).ready();
+    assert!(get(&pod, &one, decrypting).text().contains(received));
+    drop(pod);
+    let pod = Pod::start(&pg.url(), &Settings { yaml, env: &env(TWO) }).ready();
+    let sealed = get(&pod, &one, decrypting);
+    assert_eq!((sealed.status, sealed.json()["decrypted"].as_bool()), (200, Some(false)));
+    let missing = sealed.json()["missing_key_id"].as_str().unwrap().to_owned();
+    assert_eq!((missing.len(), sealed.header("certeus-missing-key-ids")), (16, Some(&*missing)));
+    assert_eq!(sealed.json()["event"], stored.json()["event"]);
+    assert_eq!(get(&pod, &one, ordinary).text(), stored.text());
+    drop(pod);
+
+    // Where no key is asked for, every caller is on this machine and may see it.
+    let settings = Settings { yaml, env: &[("CERTEUS_ENCRYPTION_KEY", ONE)] };
+    let pod = Pod::start(&pg.url(), &settings).ready();
+    assert!(pod.get(&one).text().contains(received));
+    assert!(!pod.get(&format!("{one}?decrypt=false")).text().contains("HIDDEN"));
+}

@@ -20,7 +20,8 @@ impl Request {
             Identity::Producer(producer) => Some(producer),
         };
         let body = BodyDigest([self.body; 32]);
-        Some(Claim { key: identity.key("l"), body, producer, event_count: self.event_count })
+        let event_count = self.event_count;
+        Some(Claim { key: identity.key("l"), body, producer, event_count, keyring: None })
     }
 }
 
@@ -42,6 +43,24 @@ fn verdicts(requests: &[Request], known: &Known) -> Vec<Verdict> {
 fn producer_at(epoch: u32, next: u64) -> Known {
     let states = HashMap::from([("p".to_owned(), ProducerState { epoch, next })]);
     Known { stored: HashMap::new(), producers: Some(states) }
+}
+
+#[test]
+fn a_digest_is_stored_keyed_and_recognised_under_every_key() {
+    const KEYS: [&str; 2] =
+        ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="];
+    let request = key("a");
+    let [old, both, other] =
+        [KEYS[0], &KEYS.join(","), &KEYS[1].replace("AgI", "AwM")].map(|keys| Keyring::parse(keys).unwrap());
+    let claim = |keyring| Claim { keyring, ..request.claim().unwrap() };
+    let plain = claim(None).stored_body();
+    let keyed = claim(Some(&old)).stored_body();
+    assert!(plain == claim(None).body && keyed != plain && claim(Some(&other)).stored_body() != keyed);
+    let rotated = Keyring::parse(&[KEYS[1], KEYS[0]].join(",")).unwrap();
+    for keyring in [&old, &both, &rotated] {
+        assert!(claim(Some(keyring)).asks_for(keyed) && claim(Some(keyring)).asks_for(plain));
+    }
+    assert!(!claim(Some(&other)).asks_for(keyed) && !claim(None).asks_for(keyed));
 }
 
 #[test]

@@ -7,13 +7,15 @@
 //! tenant key (32 random bytes)
 //!   └ HKDF-Extract ─ prk ┬ HKDF-Expand "key id"                                   8 bytes, public
 //!                        ├ HKDF-Expand "batch key"  ‖ salt ‖ batch id ‖ ledger   32 bytes, the AES-256 key
-//!                        └ HKDF-Expand "commitment" ‖ salt ‖ batch id ‖ ledger   32 bytes, public
+//!                        ├ HKDF-Expand "commitment" ‖ salt ‖ batch id ‖ ledger   32 bytes, public
+//!                        └ HKDF-Expand "request digest"                          32 bytes, an HMAC key
 //! ```
 
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+use aws_lc_rs::hmac;
 use base64::Engine as _;
 use zeroize::Zeroizing;
 
@@ -30,11 +32,13 @@ const KEY_ID_BYTES: usize = 8;
 const COMMITMENT_BYTES: usize = 32;
 const TENANT_KEY_BYTES: usize = 32;
 const BATCH_KEY_BYTES: usize = 32;
+const DIGEST_BYTES: usize = 32;
 
 const EXTRACT_SALT: &[u8] = b"certeus/field-key/v1";
 const KEY_ID_LABEL: &[u8] = b"key id\0";
 const BATCH_KEY_LABEL: &[u8] = b"batch key\0";
 const COMMITMENT_LABEL: &[u8] = b"commitment\0";
+const REQUEST_DIGEST_LABEL: &[u8] = b"request digest\0";
 
 /// The padding at the end may be left out, as tools differ in whether they write it.
 const KEY_BASE64: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::new(
@@ -124,6 +128,7 @@ impl BatchKeyId {
 struct TenantKey {
     id: KeyId,
     prk: Prk,
+    request_digest: hmac::Key,
 }
 
 /// A length that the library has no algorithm for.
@@ -140,7 +145,10 @@ impl TenantKey {
         let prk = Salt::new(HKDF_SHA256, EXTRACT_SALT).extract(key);
         let mut id = KeyId([0; KEY_ID_BYTES]);
         expand(&prk, &[KEY_ID_LABEL], &mut id.0);
-        Self { id, prk }
+        let mut digest_key = Zeroizing::new([0; DIGEST_BYTES]);
+        expand(&prk, &[REQUEST_DIGEST_LABEL], &mut digest_key[..]);
+        let request_digest = hmac::Key::new(hmac::HMAC_SHA256, &digest_key[..]);
+        Self { id, prk, request_digest }
     }
 
     /// The key of a batch and the commitment to it.
@@ -209,6 +217,18 @@ impl Keyring {
     /// The ids of the keys; the first is that of the key which encrypts.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
         self.0.iter().map(|key| key.id)
+    }
+
+    /// What is stored of the digest of a request, under each key; that of the first key is the one to store. A plain digest
+    /// would let whoever reads it test guesses of the values that are encrypted.
+    pub(crate) fn request_digests(
+        &self,
+        digest: &[u8; DIGEST_BYTES],
+    ) -> impl Iterator<Item = [u8; DIGEST_BYTES]> {
+        self.0.iter().map(|key| {
+            let tag = hmac::sign(&key.request_digest, digest);
+            tag.as_ref().try_into().expect("HMAC-SHA-256 gives 32 bytes")
+        })
     }
 
     /// The key for a new batch, from fresh random bytes.

@@ -28,7 +28,7 @@ fn pending(key: &str, events: usize) -> Pending {
 
 /// Stores a request as a batch of its own under an id of the given time; `Err` when its key is taken.
 async fn store(session: &Session, unix_ms: u64, random: u128, request: &Pending) -> Result<i64, Failure> {
-    let claims = [Claim::of(request, "default")];
+    let claims = [Claim::of(request, "default", None)];
     let requests = [request];
     let batch = Batch {
         ledger: "default",
@@ -108,7 +108,7 @@ async fn a_key_is_unique_across_midnight_also_while_its_first_use_is_under_way()
             let first_index = stored.unwrap();
             assert_eq!(repeated, Err(Failure::Claimed));
             // And it is found, with its first place.
-            let claim = Claim::of(&repeat, "default");
+            let claim = Claim::of(&repeat, "default", None);
             let known = today.look_up("default", &[claim.as_ref().unwrap()]).await.unwrap();
             let dedup::Verdict::Answered(Ok(receipt)) = dedup::plan(&[claim], &known).verdicts[0] else {
                 panic!("the repeat counts as new");
