@@ -19,7 +19,7 @@ const DAY_MS: u64 = 86_400_000;
 
 fn pending(key: &str, events: usize) -> Pending {
     let body = Bytes::from("{\"type\":\"a\",\"timestamp\":1}\n".repeat(events));
-    let limits = Limits { request_events_max: 10_000, event_bytes_max: 1000 };
+    let limits = Limits { request_events_max: 10_000, event_bytes_max: 1000, encrypted_fields: None };
     let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
     let identity = Identity::Key(IdempotencyKey::new(key).unwrap());
     let submission = parsed.submission.unwrap().identified(identity, b"").unwrap();
@@ -37,6 +37,7 @@ async fn store(session: &Session, unix_ms: u64, random: u128, request: &Pending)
         requests: &requests,
         claims: &claims,
         advances: &[],
+        encrypted: None,
     };
     let mut sent = false;
     let stored = if batch.event_count() <= 500 {

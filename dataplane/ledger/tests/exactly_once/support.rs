@@ -19,7 +19,7 @@ const QUEUE: QueueConfig = QueueConfig {
 
 /// Parses a body of one event per line.
 pub(crate) fn lines(body: String) -> Submission {
-    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20 };
+    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
 }
@@ -48,6 +48,7 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         writers: 2,
         read_connections: 2,
         queue: QUEUE,
+        encryption: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();
