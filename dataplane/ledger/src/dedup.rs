@@ -117,17 +117,19 @@ pub(crate) fn plan<'a>(claims: &[Option<Claim<'a>>], known: &Known) -> Plan<'a> 
     for claim in claims {
         let verdict = match claim {
             None => Verdict::New,
-            Some(claim) => match (stored_verdict(claim, known), leaders.get(&claim.key)) {
-                (Some(outcome), _) => Verdict::Answered(outcome),
-                (None, Some(&leader)) if verdicts[leader] == Verdict::New => Verdict::SameAs(leader),
-                (None, Some(&leader)) => verdicts[leader],
-                (None, None) => {
-                    leaders.insert(claim.key, verdicts.len());
-                    claim
-                        .producer
-                        .map_or(Verdict::New, |producer| sequence(claim, producer, known, &mut open))
+            Some(claim) => {
+                let leader = leaders.get(&claim.key).map(|at| (*at, verdicts[*at]));
+                match (stored_verdict(claim, known), leader) {
+                    (Some(outcome), _) => Verdict::Answered(outcome),
+                    (None, Some((at, Verdict::New))) => Verdict::SameAs(at),
+                    (None, Some((_, Verdict::Later))) => Verdict::Later,
+                    (None, Some(_) | None) => {
+                        leaders.insert(claim.key, verdicts.len());
+                        let sequence = |producer| sequence(claim, producer, known, &mut open);
+                        claim.producer.map_or(Verdict::New, sequence)
+                    }
                 }
-            },
+            }
         };
         verdicts.push(verdict);
     }

@@ -297,7 +297,7 @@ impl Submission {
         {
             return Err(IdentityError::Sequence);
         }
-        let body = BodyDigest::of(options, &self.body);
+        let body = BodyDigest::of(&identity, options, &self.body);
         self.identity = Some((identity, body));
         Ok(self)
     }

@@ -129,6 +129,7 @@ async fn twice_in_one_batch_counts_once_and_hurts_no_other() {
         until_queued(&ledger, waiting).await;
     }
     blocker.batch_execute("COMMIT").await.unwrap();
+    assert!(busy.join_all().await.iter().all(Result::is_ok));
     let mut replies = appends.join_all().await;
     replies.sort_by_key(|(at, _)| *at);
     let replies: Vec<_> = replies.into_iter().map(|(_, reply)| reply).collect();
