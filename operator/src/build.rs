@@ -98,6 +98,11 @@ fn pod_config(cluster: &Cluster) -> String {
     let encryption = cluster.security.encrypted_fields.as_ref().map_or_else(String::new, |fields| {
         format!("encryption:\n  fields: {}\n", serde_json::Value::from(fields.clone()))
     });
+    // On the pod's volume, which no restore of the database reaches.
+    let anchor = match cluster.security.signing_key_secret_ref {
+        Some(_) => format!("  anchor: \"file://{SPOOL_FOLDER}/log-anchor\"\n"),
+        None => String::new(),
+    };
     // Sizes and times are written in one unit each, whatever the user wrote, so that equal settings give equal text.
     format!(
         "api:\n  listen: \"{host}:{API_PORT}\"\n\
@@ -105,7 +110,7 @@ fn pod_config(cluster: &Cluster) -> String {
          database:\n  poolSize: {}\n\
          ledger:\n  batchSize: {}\n  batchTimeout: {}ms\n  queueEvents: {}\n  queueBytes: {}\n  writers: {}\n\
          {encryption}\
-         log:\n  level: info\n",
+         log:\n  level: info\n{anchor}",
         cluster.pool_size,
         ledger.batch_size,
         ledger.batch_timeout.as_millis(),
@@ -277,6 +282,7 @@ fn environment(cluster: &Cluster) -> Vec<EnvVar> {
         ("CERTEUS_API_KEY", security.api_key_secret_ref.as_ref()),
         ("CERTEUS_DECRYPT_API_KEY", security.decrypt_api_key_secret_ref.as_ref()),
         ("CERTEUS_ENCRYPTION_KEY", security.encryption_key_secret_ref.as_ref()),
+        ("CERTEUS_SIGNING_KEY", security.signing_key_secret_ref.as_ref()),
     ];
     secrets.into_iter().filter_map(|(name, reference)| Some(secret_variable(name, reference?))).collect()
 }

@@ -24,7 +24,7 @@ use super::http::Admin;
 use super::plan::Event;
 use super::process::ProcessId;
 use super::state::{self, StateDir, io_error};
-use super::template::{API_KEY, DATABASE_URL, Launch, Template};
+use super::template::{API_KEY, DATABASE_URL, Launch, SIGNING_KEY, Template};
 
 /// How often a pod is asked while an answer is awaited that something else waits for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -140,6 +140,7 @@ impl Site {
             .envs(&launch.env)
             .env("CERTEUS_API_LISTEN", "fd:0")
             .env("CERTEUS_ADMIN_LISTEN", address.to_string())
+            .env("CERTEUS_LOG_ANCHOR", format!("file://{}", self.state.log_anchor().display()))
             .envs(self.database_url.as_ref().map(|url| (DATABASE_URL, url)))
             .current_dir(&folder)
             .stdin(Stdio::from(socket))
@@ -147,6 +148,12 @@ impl Site {
             .stderr(errors)
             .process_group(0)
             .kill_on_drop(true);
+        if template.env(SIGNING_KEY).is_none() {
+            // No Secret brings a key: the pods make one of their own on first use.
+            command
+                .env("CERTEUS_SIGNING_KEY_FILE", self.state.signing_key())
+                .env("CERTEUS_LOG_ORIGIN", format!("localhost/{}", template.workload));
+        }
         let child = command.spawn().map_err(spawn_error)?;
         let process = child.id().and_then(ProcessId::of).ok_or(Error::Gone)?;
         let admin = Admin { address, api_key: template.env(API_KEY).map(str::to_owned) };

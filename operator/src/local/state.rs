@@ -42,8 +42,19 @@ pub(crate) struct StateDir {
 }
 
 /// Everything that is created below the folder, for [`StateDir::purge`].
-const ENTRIES: &[&str] =
-    &["database-url", "logs", "pods", "postgres", "processes.json", "status.json", "lock"];
+const ENTRIES: &[&str] = &[
+    "database-url",
+    "log-anchor",
+    "log-anchor.lock",
+    "log-anchor.new",
+    "logs",
+    "pods",
+    "postgres",
+    "processes.json",
+    "signing-key",
+    "status.json",
+    "lock",
+];
 
 impl StateDir {
     /// The folder for this user: `/var/lib/certeus` for root, otherwise below `$XDG_STATE_HOME` or `~/.local/state`.
@@ -120,6 +131,16 @@ impl StateDir {
 
     pub(crate) fn database_url(&self) -> PathBuf {
         self.root.join("database-url")
+    }
+
+    /// The key that signs the log. The first pod makes it, and all share it.
+    pub(crate) fn signing_key(&self) -> PathBuf {
+        self.root.join("signing-key")
+    }
+
+    /// The newest signed checkpoint, kept beside the database. All pods share it.
+    pub(crate) fn log_anchor(&self) -> PathBuf {
+        self.root.join("log-anchor")
     }
 
     pub(crate) fn status(&self) -> PathBuf {

@@ -189,6 +189,7 @@ fn environment(container: &Container, secrets: &[Secret]) -> Result<BTreeMap<Str
 
 pub(crate) const DATABASE_URL: &str = "CERTEUS_DB_URL";
 pub(crate) const API_KEY: &str = "CERTEUS_API_KEY";
+pub(crate) const SIGNING_KEY: &str = "CERTEUS_SIGNING_KEY";
 
 fn env_value(variable: &EnvVar, secrets: &[Secret]) -> Result<Option<EnvValue>, Error> {
     let path = || format!("spec.template.spec.containers[0].env[{}]", variable.name);
