@@ -18,7 +18,7 @@ pub const VERSION: u8 = 1;
 pub const ENTRY_BYTES: usize = 32;
 
 const SALT_DOMAIN: &[u8; 16] = b"certeus/salt/v1\0";
-const ENTRY_DOMAIN: &[u8; 17] = b"certeus/entry/v1\0";
+pub(crate) const ENTRY_DOMAIN: &[u8; 17] = b"certeus/entry/v1\0";
 
 /// What the payload is. A closed list, so that a verifier needs no table of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

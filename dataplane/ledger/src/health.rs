@@ -155,6 +155,9 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
         health.cannot_open(&reason);
         tokio::time::sleep(OPEN_RETRY).await;
     }
+    // Events must not be added to a database that is behind the signed log.
+    health.cannot_open("the signed log is being compared with the database");
+    shared.log.checked().await;
     // Whoever could migrate the schema can commit.
     health.committed(metrics);
     let mut connection = None;

@@ -17,9 +17,11 @@ use crate::commit::{CommitError, Receipt};
 use crate::error::Class;
 use crate::field::{Decryptor, Encryption, Fields};
 use crate::health::{self, Availability, Health};
-use crate::metrics::{Metrics, Summary};
+use crate::log::{self, Log, LogConfig};
+use crate::metrics::{LogMetrics, Metrics, Summary};
 use crate::postgres::Database;
 use crate::queue::{Depth, Queue, QueueConfig, Refusal};
+use crate::sealer;
 use crate::submission::Submission;
 use crate::writer;
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// Members of events that are stored encrypted, and the keys; `None` to store everything as received.
     pub encryption: Option<Arc<Encryption>>,
+    /// What signs the log; `None`: nothing is signed. Signing takes one more connection.
+    pub log: Option<LogConfig>,
 }
 
 /// Why a request was not acknowledged.
@@ -49,6 +53,9 @@ pub enum AppendError {
     /// The database is known to be away.
     #[error("the database is not available")]
     Unavailable,
+    /// The database does not have what the log was signed for.
+    #[error("the database does not match the signed log: nothing is taken until that is put right")]
+    LogRefused,
     /// Admitted, but not committed.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -62,6 +69,7 @@ impl AppendError {
             Self::Refused(Refusal::Full) => Class::Overloaded,
             Self::Refused(Refusal::TooLarge) => Class::Invalid,
             Self::Refused(Refusal::Closed) | Self::Unavailable => Class::Unavailable,
+            Self::LogRefused => Class::Corrupt,
             Self::Commit(error) => error.class(),
         }
     }
@@ -90,6 +98,7 @@ pub(crate) struct Shared {
     pub(crate) erasing: Semaphore,
     pub(crate) health: Health,
     pub(crate) encryption: Option<Arc<Encryption>>,
+    pub(crate) log: Log,
 }
 
 impl Shared {
@@ -127,7 +136,7 @@ impl Ledger {
     /// # Errors
     /// When metrics or the pool cannot be set up.
     pub fn start(config: Config, registry: &prometheus::Registry) -> Result<(Self, Tasks), StartError> {
-        let Config { name, database, writers, read_connections, queue, encryption } = config;
+        let Config { name, database, writers, read_connections, queue, encryption, log } = config;
         let shared = Arc::new(Shared {
             name,
             pool: database.pool(read_connections)?,
@@ -137,10 +146,12 @@ impl Ledger {
             erasing: Semaphore::new(1),
             health: Health::new(Instant::now()),
             encryption,
+            log: Log::new(log, LogMetrics::register(registry)?),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(supervise(Arc::clone(&shared), writers));
-        Ok((Self { shared }, Tasks(tasks)))
+        let ledger = Self { shared };
+        tasks.spawn(supervise(ledger.clone(), writers));
+        Ok((ledger, Tasks(tasks)))
     }
 
     /// Commits a request's events and returns when they are durable.
@@ -150,15 +161,24 @@ impl Ledger {
     /// # Errors
     /// When the request is refused, or its commit failed or is in doubt.
     pub async fn append(&self, submission: Submission) -> Result<Receipt, AppendError> {
+        if self.shared.log.refuses() {
+            return Err(AppendError::LogRefused);
+        }
         if !self.shared.health.admit() {
             return Err(AppendError::Unavailable);
         }
+        let sealed = self.shared.log.size();
         let admitted = Instant::now();
         let outcome = self.shared.queue.push(submission, admitted).inspect_err(|refusal| {
             self.shared.metrics.refused(*refusal);
         })?;
         // A writer that ended without an answer may have committed.
         let receipt = outcome.await.unwrap_or(Err(CommitError::OutcomeUnknown))?;
+        if receipt.first_index < sealed && !receipt.replayed {
+            // Stored, but where other events were signed: the database has lost those.
+            self.shared.log.refuse(&log::Refusal::Behind { committed: receipt.first_index, signed: sealed });
+            return Err(CommitError::OutcomeUnknown.into());
+        }
         self.shared.metrics.appended(admitted.elapsed());
         Ok(receipt)
     }
@@ -192,6 +212,7 @@ impl Ledger {
     pub fn depth(&self) -> Depth {
         let depth = self.shared.queue.depth(Instant::now());
         self.shared.metrics.set_depth(depth);
+        self.shared.log.observe_age();
         depth
     }
 
@@ -231,14 +252,16 @@ impl Ledger {
         self.shared.queue.close();
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 }
 
 /// Opens the ledger, then runs its writers until the queue is closed and empty.
-async fn supervise(shared: Arc<Shared>, writers: usize) {
+async fn supervise(ledger: Ledger, writers: usize) {
+    let shared = Arc::clone(ledger.shared());
     let mut background = JoinSet::new();
+    background.spawn(sealer::run(ledger));
     background.spawn(tick(Arc::clone(&shared)));
     background.spawn(health::watch(Arc::clone(&shared)));
     let mut running = JoinSet::new();

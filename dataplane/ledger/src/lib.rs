@@ -10,6 +10,7 @@
 //! `erasure` destroys a payload and the salt that could confirm a guess of it.
 //! A request that names itself (a [`request::Identity`]) is stored once however often it is sent: `dedup` decides, and the
 //! commit's own transaction makes it so.
+//! Behind the commits, `sealer` extends the Merkle tree and signs it, and `log` serves checkpoints, tiles and proofs.
 
 pub mod envelope;
 pub mod field;
@@ -27,11 +28,13 @@ mod erasure;
 mod error;
 mod health;
 mod ledger;
+mod log;
 mod metrics;
 mod postgres;
 mod provenance;
 mod queue;
 mod schema;
+mod sealer;
 mod session;
 mod spool;
 mod store;
@@ -44,6 +47,10 @@ pub use erasure::{EraseError, Erasure, REASON_BYTES_MAX, Reason};
 pub use error::Class;
 pub use health::Availability;
 pub use ledger::{AppendError, Config, Ledger, StartError, Tasks};
+pub use log::{
+    Anchor, AnchorError, CaseProofs, EventProof, KeyError, Latest, LogConfig, LogError, LogState, Signed,
+    SigningKeys,
+};
 pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};
 pub use queue::{Depth, QueueConfig, Refusal};

@@ -288,6 +288,72 @@ impl Metrics {
     }
 }
 
+/// What the signed log shows of itself.
+#[derive(Debug)]
+pub(crate) struct LogMetrics {
+    pub(crate) tree_size: IntGauge,
+    pub(crate) unsealed: IntGauge,
+    pub(crate) checkpoint_age: Gauge,
+    pub(crate) leader: IntGauge,
+    pub(crate) epoch: IntGauge,
+    pub(crate) refused: IntGauge,
+    pub(crate) refusals: IntCounter,
+    pub(crate) publish_duration: Histogram,
+    pub(crate) checkpoints: IntCounter,
+    pub(crate) anchor_failures: IntCounter,
+}
+
+impl LogMetrics {
+    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let checkpoint_age = Gauge::new(
+            "certeus_ledger_log_checkpoint_age_seconds",
+            "Age of the newest checkpoint; it grows while no event comes.",
+        )?;
+        registry.register(Box::new(checkpoint_age.clone()))?;
+        // 1 ms to 16 s.
+        let seconds = prometheus::exponential_buckets(0.001, 2.0, 15)?;
+        let publish_duration = Histogram::with_opts(
+            HistogramOpts::new(
+                "certeus_ledger_log_publish_duration_seconds",
+                "Time from signing a checkpoint to its being stored.",
+            )
+            .buckets(seconds),
+        )?;
+        registry.register(Box::new(publish_duration.clone()))?;
+        Ok(Self {
+            tree_size: gauge("certeus_ledger_log_tree_size", "Events that the newest checkpoint covers.")?,
+            unsealed: gauge("certeus_ledger_log_unsealed_events", "Events that no checkpoint covers yet.")?,
+            checkpoint_age,
+            leader: gauge("certeus_ledger_log_leader", "Whether this pod seals the log (1) or follows (0).")?,
+            epoch: gauge("certeus_ledger_log_epoch", "Epoch of the sealer, raised whenever one takes over.")?,
+            refused: gauge(
+                "certeus_ledger_log_refused",
+                "Whether nothing is signed because database and log do not match (1) or not (0).",
+            )?,
+            refusals: counter("certeus_ledger_log_refusals_total", "Times that signing was refused.")?,
+            publish_duration,
+            anchor_failures: counter(
+                "certeus_ledger_log_anchor_failures_total",
+                "Times that the anchor could not be read or set.",
+            )?,
+            checkpoints: counter(
+                "certeus_ledger_log_checkpoints_total",
+                "Checkpoints published by this pod.",
+            )?,
+        })
+    }
+}
+
 fn refusal_name(reason: Refusal) -> &'static str {
     match reason {
         Refusal::Full => "full",

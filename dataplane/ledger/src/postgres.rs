@@ -6,20 +6,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, Config, Error};
+use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 /// A peer that does not acknowledge data for this long is gone: the kernel then ends the connection.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Notifications that wait to be taken.
+const NOTIFICATIONS_MAX: usize = 16;
 
 /// Why the configured database cannot be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +104,24 @@ impl Database {
         connection.client.batch_execute(SESSION).await?;
         Ok(connection)
     }
+
+    /// One connection that also hears what is notified on the channels it listens to.
+    pub(crate) async fn connect_listening(&self) -> Result<Listener, Error> {
+        let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
+        let (heard, notifications) = mpsc::channel(NOTIFICATIONS_MAX);
+        let driver = tokio::spawn(async move {
+            let mut messages = futures_util::stream::poll_fn(move |context| connection.poll_message(context));
+            while let Some(Ok(message)) = messages.next().await {
+                if let AsyncMessage::Notification(notification) = message {
+                    // Whoever is behind by so many will look anyway.
+                    let _full = heard.try_send(notification);
+                }
+            }
+        });
+        let listener = Listener { client: Arc::new(client), notifications, driver };
+        listener.client.batch_execute(SESSION).await?;
+        Ok(listener)
+    }
 }
 
 /// Opportunistic TLS, libpq's `sslmode=prefer`: keeps out who only listens, not who stands in between.
@@ -162,6 +185,19 @@ impl Drop for Connection {
 
 /// What the names of the partitions of `certeus.requests` begin with.
 pub(crate) const REQUESTS_PREFIX: &str = "requests_";
+/// A connection that hears notifications; dropping it closes the socket at once, whoever else has the client.
+pub(crate) struct Listener {
+    pub(crate) client: Arc<Client>,
+    /// At most [`NOTIFICATIONS_MAX`] wait; further ones are left out.
+    pub(crate) notifications: mpsc::Receiver<Notification>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
 
 /// What a failed statement or transaction says about its effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

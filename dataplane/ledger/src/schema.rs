@@ -12,6 +12,7 @@ use crate::request::Period;
 /// Migrations in order; the version of each is its place, from 1. Never edit one that was released.
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_ledger.sql"),
+    include_str!("../migrations/0002_log.sql"),
     include_str!("../migrations/0003_requests.sql"),
     include_str!("../migrations/0004_erasure.sql"),
     include_str!("../migrations/0005_encryption.sql"),

@@ -213,7 +213,16 @@ impl Ledger {
     /// # Errors
     /// When the database is away, or holds other bytes than were committed.
     pub async fn event(&self, id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
-        let Some(event) = self.stored(id).await? else { return Ok(None) };
+        self.event_in(id, &mut Vec::new()).await
+    }
+
+    /// As [`Self::event`]. Leaves in `scratch` what was hashed before the payload (see [`Envelope::entry`]).
+    pub(crate) async fn event_in(
+        &self,
+        id: Uuid,
+        scratch: &mut Vec<u8>,
+    ) -> Result<Option<StoredEvent>, ReadError> {
+        let Some(event) = self.stored_in(id, scratch).await? else { return Ok(None) };
         if let Content::Erased(erasure) = &event.content {
             let audit = self.stored(erasure.audit_event_id).await?;
             let recorded = audit.is_some_and(|audit| erasure::records(&audit, &event));
@@ -226,6 +235,10 @@ impl Ledger {
 
     /// As [`Self::event`], but an erasure is taken from its table alone.
     pub(crate) async fn stored(&self, id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
+        self.stored_in(id, &mut Vec::new()).await
+    }
+
+    async fn stored_in(&self, id: Uuid, scratch: &mut Vec<u8>) -> Result<Option<StoredEvent>, ReadError> {
         const SQL: &str = "SELECT e.event_time, e.type, e.payload, b.first_index, b.committed_at, b.secret, \
              substring(b.salts FROM $4 FOR 32), substring(b.entries FROM $4 FOR 32), b.producers, b.key_id \
              FROM certeus.events e JOIN certeus.batches b ON b.batch_id = $2 AND b.ledger = $3 WHERE e.id = $1";
@@ -252,7 +265,7 @@ impl Ledger {
             None => erasure::of(&**client, &[id]).await?.remove(&id),
             Some(_) => None,
         };
-        event.check(self.name(), &commitment, erasure, &mut Vec::new()).map(Some)
+        event.check(self.name(), &commitment, erasure, scratch).map(Some)
     }
 }
 

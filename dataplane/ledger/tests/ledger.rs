@@ -39,6 +39,7 @@ fn start(url: &str) -> (Ledger, Tasks) {
         read_connections: 2,
         queue: QUEUE,
         encryption: None,
+        log: None,
     };
     Ledger::start(config, &prometheus::Registry::new()).unwrap()
 }

@@ -8,6 +8,8 @@ pub(crate) mod erasure;
 mod events;
 mod health;
 mod identity;
+mod log;
+mod proof;
 mod status;
 
 use std::sync::Arc;
@@ -80,6 +82,13 @@ impl std::ops::Deref for App {
         events::get_one,
         events::list,
         erasure::erase,
+        proof::of_event,
+        proof::consistency,
+        proof::of_case,
+        log::checkpoint,
+        log::tile,
+        log::keys,
+        log::key_set,
         status::metrics,
         status::ledger_health,
         status::diagnostics,
@@ -120,6 +129,9 @@ pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
         .route("/v1/ledger/events", post(events::append).get(events::list))
         .route("/v1/ledger/events/{id}", get(events::get_one))
         .route("/v1/ledger/events/{id}/erasure", post(erasure::erase))
+        .route("/v1/ledger/events/{id}/proof", get(proof::of_event))
+        .route("/v1/ledger/log/consistency", get(proof::consistency))
+        .route("/v1/ledger/{case_id}", get(proof::of_case))
         .route("/v1/ledger/metrics", get(status::metrics))
         .route("/v1/ledger/health", get(status::ledger_health))
         .route("/v1/ledger/diagnostics", get(status::diagnostics))
@@ -127,7 +139,17 @@ pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(key, require_key));
-    guarded.merge(health_routes()).with_state(app)
+    guarded.merge(health_routes()).merge(log_routes()).with_state(app)
+}
+
+/// The log itself is public: it shows how many events there are, and of each nothing but a salted hash.
+fn log_routes() -> Router<App> {
+    Router::new()
+        .route("/log/{ledger}/checkpoint", get(log::checkpoint))
+        .route("/log/{ledger}/tile/{*path}", get(log::tile))
+        .route("/log/{ledger}/keys", get(log::keys))
+        .route("/.well-known/jwks.json", get(log::key_set))
+        .method_not_allowed_fallback(no_such_method)
 }
 
 /// What the admin port serves.

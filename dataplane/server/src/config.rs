@@ -13,8 +13,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use certeus_ledger::Database;
 use certeus_ledger::field::{Encryption, Fields, Keyring};
+use certeus_ledger::{Anchor, AnchorError, Database, KeyError, SigningKeys};
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -34,6 +34,10 @@ const VARIABLES: &[&str] = &[
     "CERTEUS_METRICS_PORT",
     "CERTEUS_POOL_SIZE",
     "CERTEUS_LOG_LEVEL",
+    "CERTEUS_SIGNING_KEY",
+    "CERTEUS_SIGNING_KEY_FILE",
+    "CERTEUS_LOG_ORIGIN",
+    "CERTEUS_LOG_ANCHOR",
 ];
 
 /// Why the configuration is refused.
@@ -113,6 +117,10 @@ struct EncryptionSection {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct LogSection {
     level: Option<String>,
+    key_file: Option<PathBuf>,
+    origin: Option<String>,
+    anchor: Option<String>,
+    checkpoint_interval: Option<Millis>,
 }
 
 /// Where a server takes connections.
@@ -155,6 +163,39 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Where the keys come from that sign the log.
+#[derive(Debug, Clone)]
+pub(crate) enum SigningKey {
+    /// Nowhere: the log is not signed.
+    None,
+    /// The environment.
+    Given(Arc<SigningKeys>),
+    /// A file, made on first use.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The name of a new key; that of an existing one must be the same, if given.
+        origin: Option<String>,
+    },
+}
+
+impl SigningKey {
+    /// The keys; makes the file if there is none.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub(crate) fn load(&self) -> Result<Option<Arc<SigningKeys>>, Error> {
+        match self {
+            Self::None => Ok(None),
+            Self::Given(keys) => Ok(Some(Arc::clone(keys))),
+            Self::File { path, origin } => {
+                let keys = SigningKeys::load_or_create(path, origin.as_deref());
+                keys.map(|keys| Some(Arc::new(keys))).map_err(|error| invalid("log.keyFile", chain(&error)))
+            }
+        }
+    }
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -178,6 +219,12 @@ pub(crate) struct Config {
     pub(crate) writers: usize,
     /// Log level. Default: info.
     pub(crate) log_level: LevelFilter,
+    /// What signs the log. Default: nothing.
+    pub(crate) signing_key: SigningKey,
+    /// Where the newest checkpoint is kept outside of the database. Default: nowhere.
+    pub(crate) anchor: Option<Anchor>,
+    /// Longest time between growing and being signed. Default: 1 s.
+    pub(crate) checkpoint_interval: Duration,
     /// The keys that callers must show one of. Without them only loopback addresses are served.
     pub(crate) api_keys: Option<ApiKeys>,
     /// What is encrypted, from `encryption.fields` and `CERTEUS_ENCRYPTION_KEY`. Default: nothing.
@@ -271,9 +318,15 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         Some(size) => ("CERTEUS_POOL_SIZE", Some(parsed("CERTEUS_POOL_SIZE", &size, "a number")?)),
         None => ("database.poolSize", pool.pool_size),
     };
+    let LogSection { level, key_file, origin, anchor, checkpoint_interval } = log;
+    let signing_key = signing_key(key_file, origin, &variable)?;
+    let anchor = match variable("CERTEUS_LOG_ANCHOR") {
+        Some(anchor) => Some(("CERTEUS_LOG_ANCHOR", anchor)),
+        None => anchor.map(|anchor| ("log.anchor", anchor)),
+    };
     let level = match variable("CERTEUS_LOG_LEVEL") {
         Some(level) => ("CERTEUS_LOG_LEVEL", level),
-        None => ("log.level", log.level.unwrap_or_else(|| "info".to_owned())),
+        None => ("log.level", level.unwrap_or_else(|| "info".to_owned())),
     };
     let config = Config {
         api,
@@ -296,9 +349,18 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         )?,
         writers,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
+        signing_key,
+        anchor: anchor.map(|(key, text)| parse_anchor(key, &text)).transpose()?,
+        checkpoint_interval: checkpoint_interval.map_or(Duration::from_secs(1), |interval| interval.0),
         api_keys,
         encryption,
     };
+    if config.anchor.is_some() && matches!(config.signing_key, SigningKey::None) {
+        return Err(invalid("log.anchor", "needs a signing key: set CERTEUS_SIGNING_KEY or log.keyFile"));
+    }
+    if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&config.checkpoint_interval) {
+        return Err(invalid("log.checkpointInterval", "must be from 100ms to 60s"));
+    }
     if config.batch_timeout > Duration::from_secs(5) {
         return Err(invalid("ledger.batchTimeout", "must be at most 5s"));
     }
@@ -349,6 +411,36 @@ fn encryption_of(
     let fields = Fields::new(&fields).map_err(|error| invalid(fields_key, error.to_string()))?;
     let keyring = Keyring::parse(keys.expose()).map_err(|error| invalid(keys_key, error.to_string()))?;
     Ok(Some(Arc::new(Encryption { fields, keyring })))
+}
+
+/// The environment goes before the file, as everywhere.
+fn signing_key(
+    file: Option<PathBuf>,
+    origin: Option<String>,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Result<SigningKey, Error> {
+    const KEY: &str = "CERTEUS_SIGNING_KEY";
+    let path = variable("CERTEUS_SIGNING_KEY_FILE");
+    let Some(text) = variable(KEY) else {
+        let origin = variable("CERTEUS_LOG_ORIGIN").or(origin);
+        let path = path.map(PathBuf::from).or(file);
+        return Ok(path.map_or(SigningKey::None, |path| SigningKey::File { path, origin }));
+    };
+    if path.is_some() {
+        return Err(invalid("CERTEUS_SIGNING_KEY_FILE", format!("{KEY} is set as well: set one of them")));
+    }
+    let keys = text.parse().map_err(|error: KeyError| invalid(KEY, chain(&error)));
+    Ok(SigningKey::Given(Arc::new(keys?)))
+}
+
+fn parse_anchor(key: &str, text: &str) -> Result<Anchor, Error> {
+    text.parse().map_err(|error: AnchorError| invalid(key, format!("is {text:?}, and {error}")))
+}
+
+/// An error and its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -473,6 +565,40 @@ mod tests {
                 .starts_with("CERTEUS_API_KEY: must")
         );
         assert!(refusal("", &[URL, ("CERTEUS_METRICS_PORT", "99999")]).starts_with("CERTEUS_METRICS_PORT"));
+    }
+
+    #[test]
+    fn what_signs_the_log_is_checked_and_never_shown() {
+        let key = "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz";
+        let with_key = [URL, ("CERTEUS_SIGNING_KEY", key), ("CERTEUS_LOG_ANCHOR", "file:///a/b")];
+        let config = load("log: {checkpointInterval: 100ms, keyFile: /unused}", &with_key).unwrap();
+        assert!(matches!(&config.signing_key, SigningKey::Given(keys) if keys.origin() == "PeterNeumann"));
+        assert_eq!(config.checkpoint_interval, Duration::from_millis(100));
+        assert!(!format!("{config:?}").contains("AYEKFALVFGyNhPJEMzD1QIDr"));
+        let file = load("log: {keyFile: /k, origin: a.example}", &[URL]).unwrap().signing_key;
+        let SigningKey::File { path, origin } = file else { panic!("{file:?}") };
+        assert_eq!((path.to_str(), origin.as_deref()), (Some("/k"), Some("a.example")));
+        assert!(load("", &[URL]).unwrap().signing_key.load().unwrap().is_none());
+
+        let broken = &key[..key.len() - 1];
+        for (yaml, variables, expected) in [
+            ("", &[URL, ("CERTEUS_SIGNING_KEY", broken)][..], "CERTEUS_SIGNING_KEY: line 1: "),
+            ("", &[URL, ("CERTEUS_SIGNING_KEY", " ")], "CERTEUS_SIGNING_KEY: no signing key"),
+            (
+                "",
+                &[URL, with_key[1], ("CERTEUS_SIGNING_KEY_FILE", "/k")],
+                "CERTEUS_SIGNING_KEY_FILE: CERTEUS_SIGNING_KEY is set",
+            ),
+            ("log: {anchor: 'file:///a'}", &[URL], "log.anchor: needs a signing key"),
+            ("log: {anchor: /a, keyFile: /k}", &[URL], "log.anchor: is \"/a\", and must be"),
+            ("log: {checkpointInterval: 99ms}", &[URL], "log.checkpointInterval: must be from 100ms"),
+            ("log: {checkpointInterval: 2m}", &[URL], "log.checkpointInterval: must be from 100ms"),
+        ] {
+            let found = refusal(yaml, variables);
+            assert!(found.starts_with(expected) && !found.contains(broken), "{found}");
+        }
+        let nowhere = SigningKey::File { path: "/nonexistent/key".into(), origin: None };
+        assert!(nowhere.load().unwrap_err().to_string().contains("log.origin"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use certeus_ledger::{Ledger, QueueConfig};
+use certeus_ledger::{Ledger, LogConfig, QueueConfig, SigningKeys};
 use clap::Parser;
 use prometheus::{IntGauge, Registry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,8 +45,9 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
 #[command(
     name = "certeus-dataplane",
     version,
-    after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_DECRYPT_API_KEY, \
-                  CERTEUS_ENCRYPTION_KEY; CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, CERTEUS_LOG_LEVEL override the file.\n\n\
+    after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_DECRYPT_API_KEY, CERTEUS_ENCRYPTION_KEY, \
+                  CERTEUS_SIGNING_KEY; CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, \
+                  CERTEUS_LOG_LEVEL, CERTEUS_SIGNING_KEY_FILE, CERTEUS_LOG_ORIGIN, CERTEUS_LOG_ANCHOR override the file.\n\n\
                   Exit codes: 0 drained and stopped, 1 failed, 2 the configuration cannot work.\n\n\
                   Example:\n  CERTEUS_DB_URL=postgres://me:secret@localhost/events certeus-dataplane"
 )]
@@ -72,6 +73,13 @@ fn main() -> ExitCode {
         println!("the configuration is valid");
         return ExitCode::SUCCESS;
     }
+    let keys = match config.signing_key.load() {
+        Ok(keys) => keys,
+        Err(error) => {
+            eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(2);
+        }
+    };
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
@@ -85,7 +93,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(config)));
+        .and_then(|runtime| runtime.block_on(run(config, keys)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -95,7 +103,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<()> {
     let Config {
         api,
         admin,
@@ -109,6 +117,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
         log_level: _,
         api_keys,
         encryption,
+        signing_key: _,
+        anchor,
+        checkpoint_interval,
     } = config;
     raise_file_limit();
     if let Some(encryption) = &encryption {
@@ -127,8 +138,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         name: LEDGER.to_owned(),
         database,
         writers,
-        // One more is the health check's.
-        read_connections: pool_size - writers - 1,
+        // One more is the health check's, and one the log's if it is signed.
+        read_connections: (pool_size - writers - 1).saturating_sub(usize::from(keys.is_some())).max(1),
         queue: QueueConfig {
             queue_events_max: queue_events,
             queue_bytes_max: queue_bytes,
@@ -137,6 +148,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             batch_timeout,
         },
         encryption,
+        log: keys.map(|keys| LogConfig { keys, anchor, checkpoint_interval }),
     };
     let api_socket = serve::bind(api, api_keys.is_some())?;
     let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;

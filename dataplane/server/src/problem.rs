@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use certeus_ledger::field::DecryptError;
 use certeus_ledger::request::IdentityError;
 use certeus_ledger::submission::{self, EventError, Refused};
-use certeus_ledger::{AppendError, Class, CommitError, EraseError, Erasure, ReadError, Refusal};
+use certeus_ledger::{AppendError, Class, CommitError, EraseError, Erasure, LogError, ReadError, Refusal};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -56,6 +56,12 @@ pub(crate) enum Code {
     Overloaded,
     /// The database is away; nothing was stored.
     Unavailable,
+    /// The database does not have what the log was signed for; nothing was stored.
+    LogRefused,
+    /// The log is not signed here.
+    SealingOff,
+    /// No checkpoint covers it yet.
+    NotSealed,
     /// The pod is shutting down; nothing was stored.
     Draining,
     /// The events may or may not be stored.
@@ -87,6 +93,9 @@ impl Code {
             Self::ProducerFenced => "producer-fenced",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
+            Self::LogRefused => "log-refused",
+            Self::SealingOff => "sealing-off",
+            Self::NotSealed => "not-sealed",
             Self::Draining => "draining",
             Self::OutcomeUnknown => "outcome-unknown",
             Self::Corrupt => "corrupt",
@@ -110,7 +119,11 @@ impl Code {
                 StatusCode::CONFLICT
             }
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable | Self::Draining | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable | Self::Draining | Self::OutcomeUnknown | Self::LogRefused => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::SealingOff => StatusCode::NOT_IMPLEMENTED,
+            Self::NotSealed => StatusCode::CONFLICT,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -137,6 +150,9 @@ impl Code {
             Self::ProducerFenced => "The producer has a newer epoch; nothing was stored",
             Self::Overloaded => "Too much is waiting already; nothing was stored",
             Self::Unavailable => "The database is not available; nothing was stored",
+            Self::LogRefused => "The database does not match the signed log; nothing was stored",
+            Self::SealingOff => "The log is not signed here",
+            Self::NotSealed => "Not in a signed checkpoint yet",
             Self::Draining => "This pod is shutting down; nothing was stored",
             Self::OutcomeUnknown => "The outcome is unknown; it may have been done",
             Self::Corrupt => "Stored data does not match the log",
@@ -147,7 +163,13 @@ impl Code {
     /// Seconds after which trying again makes sense.
     fn retry_after(self) -> Option<&'static str> {
         match self {
-            Self::Overloaded | Self::Unavailable | Self::Draining | Self::OutcomeUnknown => Some("1"),
+            Self::Overloaded
+            | Self::Unavailable
+            | Self::Draining
+            | Self::OutcomeUnknown
+            | Self::NotSealed => Some("1"),
+            // A human has to look first.
+            Self::LogRefused => Some("30"),
             Self::InvalidRequest
             | Self::InvalidEvent
             | Self::UnsupportedMediaType
@@ -164,6 +186,7 @@ impl Code {
             | Self::SequenceGap
             | Self::SequenceOverlap
             | Self::ProducerFenced
+            | Self::SealingOff
             | Self::Corrupt
             | Self::Internal => None,
         }
@@ -294,6 +317,7 @@ impl From<AppendError> for Error {
             AppendError::Refused(Refusal::TooLarge) => Code::TooLarge,
             AppendError::Refused(Refusal::Closed) => Code::Draining,
             AppendError::Unavailable | AppendError::Commit(CommitError::Unavailable) => Code::Unavailable,
+            AppendError::LogRefused => Code::LogRefused,
             AppendError::Commit(CommitError::OutcomeUnknown) => Code::OutcomeUnknown,
             AppendError::Commit(CommitError::KeyReused) => Code::IdempotencyKeyReused,
             AppendError::Commit(CommitError::SequenceReused) => Code::SequenceReused,
@@ -311,6 +335,27 @@ impl From<DecryptError> for Error {
     fn from(error: DecryptError) -> Self {
         tracing::error!(reason = %error, "stored data does not match its key");
         Self::new(Code::Corrupt, error.to_string())
+    }
+}
+
+impl From<LogError> for Error {
+    fn from(error: LogError) -> Self {
+        let code = match error {
+            LogError::Event(error) => return error.into(),
+            LogError::Off => Code::SealingOff,
+            LogError::NoCheckpoint | LogError::NotSealed { .. } => Code::NotSealed,
+            LogError::Beyond { .. } => Code::NotFound,
+            LogError::Missing(_) | LogError::Altered(_) | LogError::Unproven => {
+                tracing::error!(reason = %error, "stored data does not match the log");
+                Code::Corrupt
+            }
+            LogError::Pool(_) | LogError::Query(_) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(reason = %error, source, "a read of the log failed");
+                return Self::new(Code::Unavailable, "the database is not available");
+            }
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -47,6 +47,7 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         database: Database::from_url(&pg.url()).unwrap(),
         writers: 2,
         read_connections: 2,
+        log: None,
         queue: QUEUE,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();

@@ -32,6 +32,7 @@ pub(crate) fn config(url: &str) -> Config {
             batch_timeout: Duration::from_millis(100),
         },
         encryption: None,
+        log: None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Events in and out: `/v1/ledger/events`.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
@@ -8,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Refused, Submission};
 use certeus_ledger::timestamp::Timestamp;
-use certeus_ledger::{AppendError, CommitError, Content, Filter, PAGE_EVENTS_MAX, Receipt};
+use certeus_ledger::{
+    AppendError, CommitError, Content, Filter, LogError, LogState, PAGE_EVENTS_MAX, Receipt,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -37,7 +41,23 @@ pub(crate) struct AppendQuery {
     partial: bool,
     /// Return the id of every event, not only the first.
     ids: bool,
+    /// What to wait for.
+    ack: Ack,
 }
+
+/// What a reply to an append stands for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Ack {
+    /// Flushed to disk by PostgreSQL.
+    #[default]
+    Committed,
+    /// And covered by a signed checkpoint.
+    Sealed,
+}
+
+/// How long a reply waits for a checkpoint.
+pub(super) const SEAL_WAIT: Duration = Duration::from_secs(10);
 
 /// A JSON body: one event or several.
 #[derive(ToSchema)]
@@ -81,8 +101,8 @@ enum Timestamps {
 pub(crate) struct Acknowledgement<'a> {
     /// The ledger.
     ledger: &'a str,
-    /// `committed`: flushed to disk by PostgreSQL.
-    ack: &'static str,
+    /// What was reached: `sealed` was asked for and still may be `committed`, when no checkpoint came within 10 s.
+    ack: Ack,
     /// Index of the first event; the others follow without a gap.
     first_index: u64,
     /// Number of events committed.
@@ -106,7 +126,7 @@ pub(crate) struct Duplicate<'a> {
     /// The ledger.
     ledger: &'a str,
     /// `committed`: stored before, and nothing was stored now.
-    ack: &'static str,
+    ack: Ack,
     /// Always true.
     duplicate: bool,
     /// Number of events in the request.
@@ -147,6 +167,7 @@ fn is_zero(number: &usize) -> bool {
         (status = 413, description = "Nothing was stored: too large", body = Problem),
         (status = 415, description = "Nothing was stored: another content type is needed", body = Problem),
         (status = 429, description = "Nothing was stored: slow down", body = Problem),
+        (status = 501, description = "Nothing was stored: ack=sealed, and the log is not signed here", body = Problem),
         (status = 503, description = "Nothing was stored, unless the type is outcome-unknown", body = Problem),
     )
 )]
@@ -156,7 +177,10 @@ pub(crate) async fn append(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    let Query(AppendQuery { partial, ids }) = query.map_err(bad_query)?;
+    let Query(AppendQuery { partial, ids, ack }) = query.map_err(bad_query)?;
+    if ack == Ack::Sealed && app.ledger.log_state() == LogState::Off {
+        return Err(LogError::Off.into());
+    }
     let format = format_of(&headers)?;
     let identity = identity_of(&headers)?;
     let received = body::receive(&headers, body, app.body_bytes_max, &app.budget).await?;
@@ -184,17 +208,24 @@ pub(crate) async fn append(
     let appended = app.ledger.append(submission).await;
     drop(received.held);
     match appended {
-        Ok(receipt) => Ok(acknowledge(app.ledger.name(), &receipt, &refused, ids)),
+        Ok(receipt) => {
+            let ack = match ack {
+                Ack::Sealed => {
+                    let end_index = receipt.first_index + receipt.count as u64;
+                    app.ledger.sealed(end_index, SEAL_WAIT).await.map_or(Ack::Committed, |_| Ack::Sealed)
+                }
+                Ack::Committed => Ack::Committed,
+            };
+            Ok(acknowledge(app.ledger.name(), &receipt, ack, &refused, ids))
+        }
         Err(AppendError::Commit(CommitError::Duplicate)) => {
-            let duplicate = Duplicate { ledger: app.ledger.name(), ack: COMMITTED, duplicate: true, count };
+            let duplicate =
+                Duplicate { ledger: app.ledger.name(), ack: Ack::Committed, duplicate: true, count };
             Ok(replayed((StatusCode::OK, json(&duplicate)).into_response()))
         }
         Err(error) => Err(error.into()),
     }
 }
-
-/// Flushed to disk by PostgreSQL.
-const COMMITTED: &str = "committed";
 
 /// Whatever of a request changes its outcome beside the body. Digests of it are stored: never change what is there.
 fn options(format: Format, partial: bool, ids: bool) -> [u8; 3] {
@@ -206,14 +237,14 @@ fn options(format: Format, partial: bool, ids: bool) -> [u8; 3] {
 }
 
 /// The reply to a request whose events are committed. Of the same request it is the same bytes, whenever it is asked for.
-fn acknowledge(ledger: &str, receipt: &Receipt, refused: &[Refused], ids: bool) -> Response {
+fn acknowledge(ledger: &str, receipt: &Receipt, ack: Ack, refused: &[Refused], ids: bool) -> Response {
     let all_ids = || {
         let first = receipt.first_id.as_u128();
         (first..).take(receipt.count).map(Uuid::from_u128).collect()
     };
     let acknowledgement = Acknowledgement {
         ledger,
-        ack: COMMITTED,
+        ack,
         first_index: receipt.first_index,
         count: receipt.count,
         first_id: receipt.first_id,
@@ -232,7 +263,7 @@ fn replayed(mut response: Response) -> Response {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn bad_query(rejection: QueryRejection) -> Error {
+pub(super) fn bad_query(rejection: QueryRejection) -> Error {
     Error::new(Code::InvalidRequest, rejection.body_text())
 }
 
@@ -299,7 +330,7 @@ pub(crate) struct EventReply<'a> {
 }
 
 impl<'a> EventReply<'a> {
-    fn new(seen: &'a Seen) -> Result<Self, Error> {
+    pub(super) fn new(seen: &'a Seen) -> Result<Self, Error> {
         let stored = &seen.stored;
         let corrupt = || Error::new(Code::Corrupt, format!("event {} is not JSON any more", stored.id));
         let event = seen.payload().map(serde_json::from_slice).transpose().map_err(|_not_json| corrupt())?;

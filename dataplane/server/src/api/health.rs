@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use certeus_ledger::{Availability, BreakerState};
+use certeus_ledger::{Availability, BreakerState, LogState};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -20,6 +20,8 @@ pub(crate) enum Status {
     Starting,
     /// The database is away.
     Unavailable,
+    /// The database does not match the signed log.
+    Refused,
     /// Shutting down.
     Draining,
 }
@@ -32,7 +34,7 @@ pub(crate) struct HealthReply {
 }
 
 /// A part of the pod and its state.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Component {
     /// Its name.
     name: &'static str,
@@ -77,6 +79,9 @@ pub(super) fn status(app: &App) -> Status {
         return Status::Draining;
     }
     match app.ledger.availability() {
+        Availability::Available if matches!(app.ledger.log_state(), LogState::Refused { .. }) => {
+            Status::Refused
+        }
         Availability::Available => Status::Healthy,
         Availability::Starting { .. } => Status::Starting,
         Availability::Unavailable { .. } => Status::Unavailable,
@@ -144,11 +149,30 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
             message: app.ledger.breaker().name().to_owned(),
         },
     ];
+    let components = [components, vec![log_component(&app)]].concat();
     let uptime_seconds = app.process.uptime().as_secs();
     (
         code(status),
         Json(DetailedReply { status, version: env!("CARGO_PKG_VERSION"), uptime_seconds, components }),
     )
+}
+
+/// The signed log. Its reason is told at `/v1/ledger/health`: here it would be open to all.
+fn log_component(app: &App) -> Component {
+    let (healthy, message) = match app.ledger.log_state() {
+        LogState::Off => (true, "is not signed: no signing key is configured".to_owned()),
+        LogState::Unchecked => (false, "was not compared with the database yet".to_owned()),
+        LogState::Refused { .. } => {
+            let message = "does not match the database: nothing is signed, and no event is taken; \
+                           see the pod's log or /v1/ledger/health";
+            (false, message.to_owned())
+        }
+        LogState::Agreed => match app.ledger.checkpoint() {
+            Ok(latest) => (true, format!("is signed up to {} events", latest.signed.checkpoint.size())),
+            Err(error) => (true, error.to_string()),
+        },
+    };
+    Component { name: "log", healthy, message }
 }
 
 /// What the process uses of the machine.

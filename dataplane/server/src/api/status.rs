@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use certeus_ledger::Availability;
+use certeus_ledger::{Availability, LogState};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -51,10 +51,12 @@ pub(crate) struct LedgerHealthReply {
     ledger: String,
     /// Its state.
     status: Status,
-    /// What the database said last, when it is away.
+    /// What the database said last, when it is away; why it does not match the signed log, when it does not.
     reason: Option<String>,
     /// The circuit breaker: `closed` (requests go to the database), `half_open` (a few try it), or `open` (none do).
     breaker: &'static str,
+    /// Events that the newest signed checkpoint covers; null without one.
+    sealed: Option<u64>,
 }
 
 /// The reply of `/v1/ledger/diagnostics`.
@@ -124,14 +126,19 @@ pub(crate) async fn metrics(State(app): State<App>) -> Json<MetricsReply> {
 #[utoipa::path(get, path = "/v1/ledger/health", responses((status = 200, description = "State", body = LedgerHealthReply)))]
 pub(crate) async fn ledger_health(State(app): State<App>) -> Json<LedgerHealthReply> {
     let reason = match app.ledger.availability() {
-        Availability::Available => None,
+        Availability::Available => match app.ledger.log_state() {
+            LogState::Refused { reason } => Some(reason.to_string()),
+            LogState::Off | LogState::Unchecked | LogState::Agreed => None,
+        },
         Availability::Starting { reason } => reason.map(|reason| reason.to_string()),
         Availability::Unavailable { reason } => Some(reason.to_string()),
     };
+    let sealed = app.ledger.checkpoint().ok().map(|latest| latest.signed.checkpoint.size());
     Json(LedgerHealthReply {
         ledger: app.ledger.name().to_owned(),
         status: status(&app),
         reason,
+        sealed,
         breaker: app.ledger.breaker().name(),
     })
 }
