@@ -51,6 +51,16 @@ enum Failed {
     Timeout,
 }
 
+impl Failed {
+    fn is_of_database(&self) -> bool {
+        match self {
+            Self::Sql(_) | Self::Ended | Self::Timeout => true,
+            Self::Log(error) => error.class() == Class::Unavailable,
+            Self::Anchor(_) => false,
+        }
+    }
+}
+
 /// Follows or seals until the ledger ends. Without keys there is nothing to do.
 pub(crate) async fn run(ledger: Ledger) {
     let Some(config) = ledger.shared().log.config().cloned() else { return std::future::pending().await };
@@ -60,7 +70,8 @@ pub(crate) async fn run(ledger: Ledger) {
         ledger.shared().log.metrics.leader.set(0);
         let reason = describe(&failed);
         // Until the schema is there, and while the database is away, others say why.
-        if ledger.shared().is_available() && reason != told {
+        let told_elsewhere = failed.is_of_database() && !ledger.shared().is_available();
+        if !told_elsewhere && reason != told {
             tracing::warn!(reason, "the log's connection is given up; trying again");
             told = reason;
         }

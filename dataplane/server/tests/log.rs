@@ -279,3 +279,78 @@ fn checkpoint_and_known_tiles_are_served_while_the_database_is_away() {
     assert_eq!(pod.get("/log/default/tile/entries/000").problem(), (503, "unavailable".to_owned()));
     assert_eq!(pod.get("/health/live").status, 200);
 }
+
+#[test]
+fn a_case_comes_with_the_proof_of_each_of_its_events() {
+    let pg = postgres();
+    let signing = secret(1, Algorithm::Ed25519);
+    let settings =
+        Settings { yaml: "log: {checkpointInterval: 60s}", env: &[("CERTEUS_SIGNING_KEY", &signing)] };
+    let pod = Pod::start(&pg.url(), &settings).ready();
+    let event = |n: usize| {
+        format!("{{\"type\":\"t\",\"timestamp\":1769860800,\"case_id\":\"c {}\",\"n\":{n}}}\n", n % 2)
+    };
+    let body: String = (0..7).map(event).collect();
+    assert_eq!(pod.post("/v1/ledger/events?ack=sealed", &[NDJSON], body.as_bytes()).status, 201);
+    assert_eq!(pod.post("/v1/ledger/events", &[NDJSON], event(7).as_bytes()).status, 201);
+    let first = pod.get("/v1/ledger/c%201?limit=2").json();
+    assert_eq!((&first["case_id"], &first["next_cursor"]), (&json!("c 1"), &json!("5")));
+    let second = pod.get("/v1/ledger/c%201?limit=2&cursor=5").json();
+    assert!(second["next_cursor"].is_null());
+    let events: Vec<&Value> =
+        [&first, &second].into_iter().flat_map(|page| page["events"].as_array().unwrap()).collect();
+    let indexes: Vec<u64> = events.iter().map(|event| event["index"].as_u64().unwrap()).collect();
+    assert_eq!(indexes, [1, 3, 5, 7]);
+    for found in &events[..3] {
+        let proof = TlogProof::parse(found["proof"].as_str().unwrap().as_bytes()).unwrap();
+        let n = found["event"]["n"].as_u64().unwrap();
+        let payload = event(usize::try_from(n).unwrap());
+        proof.verify(&entry(&proof, payload.trim_end().as_bytes()), ORIGIN, &public(1)).unwrap();
+    }
+    // Committed, and not in a checkpoint yet.
+    assert!(events[3]["proof"].is_null());
+    assert_eq!(pod.get("/v1/ledger/nobody").problem(), (404, "not-found".to_owned()));
+    assert_eq!(pod.get("/v1/ledger/c%201?limit=0").problem(), (400, "invalid-request".to_owned()));
+    assert_eq!(pod.get("/v1/ledger/c%201?cursor=x").problem(), (400, "invalid-request".to_owned()));
+}
+
+/// Beyond its lease a stopped sealer is no sealer, although its sockets still stand.
+#[test]
+fn a_sealer_that_is_stopped_loses_its_place_and_comes_back_as_a_follower() {
+    let pg = postgres();
+    let folder = tempfile::tempdir().unwrap();
+    let anchor = format!("file://{}", folder.path().join("anchor").display());
+    let signing = secret(1, Algorithm::Ed25519);
+    let env = [("CERTEUS_SIGNING_KEY", &*signing), ("CERTEUS_LOG_ANCHOR", &*anchor)];
+    let settings = Settings { yaml: "log: {checkpointInterval: 100ms}", env: &env };
+    let leads = |pod: &Pod| {
+        let metrics = request(pod.admin, "GET", "/metrics", &[], b"");
+        metrics.text().contains("\ncerteus_ledger_log_leader 1\n")
+    };
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !holds() {
+            assert!(started.elapsed() < Duration::from_secs(40), "{what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let first = Pod::start(&pg.url(), &settings).ready();
+    until("a sealer", &|| leads(&first));
+    let second = Pod::start(&pg.url(), &settings).ready();
+    append(&second, 10, "?ack=sealed");
+    let early = checkpoint(&second);
+    assert!(!leads(&second));
+    first.signal(rustix::process::Signal::STOP);
+    append(&second, 10, "");
+    until("the other pod to take over", &|| leads(&second));
+    append(&second, 10, "?ack=sealed");
+    assert_eq!(checkpoint(&second).size(), 30);
+    first.signal(rustix::process::Signal::CONT);
+    until("the first to follow", &|| checkpoint(&first).size() == 30);
+    assert!(leads(&second) && !leads(&first));
+    append(&first, 10, "?ack=sealed");
+    let latest = checkpoint(&second);
+    let reply = first.get(&format!("/v1/ledger/log/consistency?from={}&to={}", early.size(), latest.size()));
+    let hashes: Vec<Hash> = reply.text().lines().map(|line| line.parse().unwrap()).collect();
+    verify_consistency(early.size(), latest.size(), &early.root(), &latest.root(), &hashes).unwrap();
+}

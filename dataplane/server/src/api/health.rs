@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::App;
+use super::log::STALE_AFTER;
 use crate::lifecycle::Phase;
 
 /// The pod's state in a word.
@@ -167,10 +168,19 @@ fn log_component(app: &App) -> Component {
                            see the pod's log or /v1/ledger/health";
             (false, message.to_owned())
         }
-        LogState::Agreed => match app.ledger.checkpoint() {
-            Ok(latest) => (true, format!("is signed up to {} events", latest.signed.checkpoint.size())),
-            Err(error) => (true, error.to_string()),
-        },
+        LogState::Agreed => {
+            let said = app.ledger.checkpoint().map_or_else(
+                |error| error.to_string(),
+                |latest| format!("is signed up to {} events", latest.signed.checkpoint.size()),
+            );
+            match app.ledger.checkpoint_confirmed().filter(|age| *age > STALE_AFTER) {
+                Some(age) => {
+                    let message = "the database or the anchor could not be asked for";
+                    (false, format!("{said}; {message} {} s", age.as_secs()))
+                }
+                None => (true, said),
+            }
+        }
     };
     Component { name: "log", healthy, message }
 }

@@ -19,7 +19,7 @@ use super::App;
 use crate::problem::{Code, Error, Problem};
 
 /// Without word from the database for longer than this, a reply says how old it may be.
-const STALE_AFTER: Duration = Duration::from_secs(5);
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(5);
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const STALE: HeaderName = HeaderName::from_static("certeus-stale");
