@@ -247,7 +247,7 @@ impl Pod<'_> {
                     Ok(Swap::Done) => self.checked_anchor = Some(stored.note.clone()),
                     Ok(Swap::Conflict(_)) => {}
                     Err(error) => {
-                        tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date")
+                        tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date");
                     }
                 }
             }

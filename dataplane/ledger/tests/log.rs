@@ -61,6 +61,7 @@ impl Pod {
                 batch_bytes: 8 << 20,
                 batch_timeout: Duration::from_millis(100),
             },
+            encryption: None,
             log: Some(LogConfig {
                 keys: keys(seed),
                 anchor: anchor.map(|path| format!("file://{}", path.display()).parse().unwrap()),

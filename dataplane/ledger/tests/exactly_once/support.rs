@@ -48,6 +48,7 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         writers: 2,
         read_connections: 2,
         log: None,
+        encryption: None,
         queue: QUEUE,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
+use super::decrypt;
 use super::events::{EventReply, SEAL_WAIT, bad_query, event_id};
 use super::log::stale;
 use crate::body;
@@ -95,6 +96,8 @@ pub(crate) struct CaseReply<'a> {
 }
 
 /// The events whose member `case_id` is this text, in index order, each with its proof.
+///
+/// Encrypted fields are shown as they are stored, since that is what the proofs are about.
 #[utoipa::path(
     get,
     path = "/v1/ledger/{case_id}",
@@ -124,7 +127,10 @@ pub(crate) async fn of_case(
     if page.events.is_empty() && first == 0 {
         return Err(Error::new(Code::NotFound, format!("there is no event of a case {case_id:?}")));
     }
-    let events = page.events.iter().map(|(event, proof)| {
+    let (events, proofs): (Vec<_>, Vec<_>) = page.events.into_iter().unzip();
+    // As stored: what is decrypted is not what was hashed.
+    let seen = decrypt::see(&app.ledger, events, false)?;
+    let events = seen.iter().zip(&proofs).map(|(event, proof)| {
         let event = EventReply::new(event)?;
         Ok(CaseEvent { event, proof: proof.as_ref().map(ToString::to_string) })
     });
