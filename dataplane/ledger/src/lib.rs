@@ -48,8 +48,8 @@ pub use error::Class;
 pub use health::Availability;
 pub use ledger::{AppendError, Config, Ledger, StartError, Tasks};
 pub use log::{
-    Anchor, AnchorError, CaseProofs, EventProof, KeyError, Latest, LogConfig, LogError, LogState, Signed,
-    SigningKeys,
+    Anchor, AnchorError, CaseProofs, EventProof, KeyError, Latest, LogConfig, LogError, LogState,
+    ObjectAnchor, Signed, SigningKeys,
 };
 pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};

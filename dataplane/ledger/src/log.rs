@@ -18,7 +18,7 @@ use certeus_tlog::tile::TileId;
 use tokio::sync::{Notify, watch};
 
 pub(crate) use anchor::Swap;
-pub use anchor::{Anchor, AnchorError};
+pub use anchor::{Anchor, AnchorError, ObjectAnchor};
 pub use keys::{KeyError, Signed, SigningKeys};
 pub use proofs::{CaseProofs, EventProof};
 pub(crate) use tiles::{Cache, Reader};
@@ -321,7 +321,7 @@ impl Ledger {
                         .filter(|key| key.name() == own.origin() && !own.verifiers().contains(key)),
                 ),
                 Err(error) => {
-                    tracing::warn!(reason = crate::postgres::describe(&error), "cannot read retired keys")
+                    tracing::warn!(reason = crate::postgres::describe(&error), "cannot read retired keys");
                 }
             }
         }

@@ -168,9 +168,14 @@ impl Pod<'_> {
 
     /// Looks at the head as a follower, verifies it and shows it.
     async fn look(&mut self) -> Result<(), Failed> {
-        // The anchor first: what it names was committed before, so that the database, read later, must have it.
-        let anchored = self.read_anchor().await?;
-        let Some(head) = bounded(self.session.head()).await? else { return Ok(()) };
+        let Some(mut head) = bounded(self.session.head()).await? else { return Ok(()) };
+        let mut anchored = None;
+        if self.is_news(&head) {
+            // The anchor before the database: what it names was committed before, so the database, read after it, must have it.
+            anchored = self.read_anchor().await?;
+            let Some(read) = bounded(self.session.head()).await? else { return Ok(()) };
+            head = read;
+        }
         match self.compare(&head, anchored).await {
             Ok(Look::Agreed) => self.log.agree(),
             Ok(Look::Behind) => {}
@@ -180,6 +185,13 @@ impl Pod<'_> {
         self.log.observe(head.committed);
         self.log.metrics.epoch.set(head.epoch);
         Ok(())
+    }
+
+    /// Whether there is anything that was not compared already. The anchor may cost money to read.
+    fn is_news(&self, head: &Head) -> bool {
+        let shown = self.log.latest();
+        let known = shown.as_ref().map(|latest| &latest.signed.note);
+        self.log.state() != LogState::Agreed || head.stored.as_ref().map(|stored| &stored.note) != known
     }
 
     async fn compare(&mut self, head: &Head, anchored: Option<String>) -> Result<Look, LookError> {
@@ -218,16 +230,16 @@ impl Pod<'_> {
                 }
                 match &stored {
                     Some(stored) if found.size() <= size => {
-                        self.continues(&found, &stored.checkpoint).await?
+                        self.continues(&found, &stored.checkpoint).await?;
+                        self.checked_anchor = Some(text.clone());
                     }
                     // Of an anchor that all pods share this is so for moments; what was agreed stays so.
                     Some(_) | None if self.log.state() == LogState::Agreed => {}
                     Some(_) | None => return Ok(Look::Behind),
                 }
-                self.checked_anchor = Some(text.clone());
             }
             if let Some(stored) = &stored
-                && anchored.as_ref() != Some(&stored.note)
+                && self.checked_anchor.as_ref() != Some(&stored.note)
                 && self.anchored_size(anchored.as_deref()) <= size
             {
                 // Should it fail, or another pod be first, the next look does it.
@@ -235,7 +247,7 @@ impl Pod<'_> {
                     Ok(Swap::Done) => self.checked_anchor = Some(stored.note.clone()),
                     Ok(Swap::Conflict(_)) => {}
                     Err(error) => {
-                        tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date")
+                        tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date");
                     }
                 }
             }

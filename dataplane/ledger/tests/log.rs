@@ -34,7 +34,7 @@ fn request(from: usize, count: usize) -> Submission {
     let body: String = (from..from + count)
         .map(|n| format!("{{\"type\":\"t\",\"timestamp\":1769860800,\"n\":{n}}}\n"))
         .collect();
-    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
+    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20 };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
 }
@@ -61,12 +61,12 @@ impl Pod {
                 batch_bytes: 8 << 20,
                 batch_timeout: Duration::from_millis(100),
             },
+            encryption: None,
             log: Some(LogConfig {
                 keys: keys(seed),
                 anchor: anchor.map(|path| format!("file://{}", path.display()).parse().unwrap()),
                 checkpoint_interval: Duration::from_millis(100),
             }),
-            encryption: None,
         };
         let (ledger, tasks) = Ledger::start(config, &registry).unwrap();
         Self { ledger, tasks, registry }

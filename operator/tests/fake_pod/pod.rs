@@ -26,6 +26,12 @@ async fn main() -> std::io::Result<()> {
     let text = std::fs::read_to_string(&config)?;
     assert_eq!(std::env::var("CERTEUS_API_LISTEN").as_deref(), Ok("fd:0"));
     assert!(std::env::var("CERTEUS_DB_URL").is_ok_and(|url| url.starts_with("postgres://")));
+    // All pods of an instance share one signing key, from the manifests or made on first use, and one anchor.
+    let given = |name| std::env::var(name).unwrap_or_default();
+    assert!(given("CERTEUS_LOG_ANCHOR").starts_with("file:///"));
+    let made =
+        given("CERTEUS_SIGNING_KEY_FILE").starts_with('/') && given("CERTEUS_LOG_ORIGIN") == "localhost/demo";
+    assert!(made != std::env::var("CERTEUS_SIGNING_KEY").is_ok());
     let socket = std::net::TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     socket.set_nonblocking(true)?;
     let api = TcpListener::from_std(socket)?;

@@ -4,6 +4,8 @@
 //! Promises: what [`Anchor::compare_and_set`] confirmed survives a crash of the machine; two callers that expect the same
 //! text do not both succeed; a reader sees a whole checkpoint or none.
 
+mod object;
+
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,19 +14,25 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use object::ObjectAnchor;
+
 use crate::error::Class;
 
 /// A checkpoint with a line for each of a few keys is far below this.
 const ANCHOR_BYTES_MAX: u64 = 64 << 10;
 /// The lock is held for a few milliseconds, unless its holder was stopped in the middle.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
+/// Whatever it is kept in: the lock on the database outlives a wait of this length.
+const STEP_MAX: Duration = Duration::from_secs(8);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// Why the anchor could not be used. Whether a write took effect is then unknown: read before the next one.
 #[derive(Debug, thiserror::Error)]
 pub enum AnchorError {
     /// The address is of no known kind.
-    #[error("must be an absolute path with file:// before it, such as file:///var/lib/certeus/anchor")]
+    #[error(
+        "must be file:// and an absolute path, such as file:///var/lib/certeus/anchor, or s3://bucket/key"
+    )]
     Address,
     /// A step on the file system failed.
     #[error("cannot {action} {}", path.display())]
@@ -40,11 +48,19 @@ pub enum AnchorError {
     #[error("{} is locked by another process", .0.display())]
     Locked(PathBuf),
     /// The file is not a checkpoint.
-    #[error("{} is no text of at most {ANCHOR_BYTES_MAX} bytes", .0.display())]
-    Content(PathBuf),
-    /// The task that does the work ended.
-    #[error("the write was interrupted")]
-    Interrupted,
+    #[error("{0} is no text of 1 to {ANCHOR_BYTES_MAX} bytes")]
+    Content(String),
+    /// The object store failed.
+    #[error("cannot use {url}")]
+    Store {
+        /// The object.
+        url: Arc<str>,
+        /// Why not.
+        source: object_store::Error,
+    },
+    /// It took too long.
+    #[error("there was no answer in time")]
+    Timeout,
 }
 
 impl AnchorError {
@@ -53,7 +69,7 @@ impl AnchorError {
     pub fn class(&self) -> Class {
         match self {
             Self::Address => Class::Invalid,
-            Self::Io { .. } | Self::Locked(_) | Self::Interrupted => Class::Unavailable,
+            Self::Io { .. } | Self::Locked(_) | Self::Store { .. } | Self::Timeout => Class::Unavailable,
             Self::Content(_) => Class::Corrupt,
         }
     }
@@ -69,16 +85,21 @@ pub(crate) enum Swap {
 }
 
 /// Where the newest checkpoint is kept besides the database.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Anchor {
     /// A file, on a volume that is not restored together with the database.
     File(Arc<Path>),
+    /// An object in a bucket.
+    Object(ObjectAnchor),
 }
 
 impl FromStr for Anchor {
     type Err = AnchorError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(rest) = text.strip_prefix("s3://") {
+            return Ok(Self::Object(ObjectAnchor::s3(text, rest)?));
+        }
         let path = text.strip_prefix("file://").map(Path::new).filter(|path| path.is_absolute());
         let path = path.filter(|path| path.file_name().is_some()).ok_or(AnchorError::Address)?;
         Ok(Self::File(path.into()))
@@ -89,6 +110,7 @@ impl std::fmt::Display for Anchor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => write!(f, "file://{}", path.display()),
+            Self::Object(object) => f.write_str(object.url()),
         }
     }
 }
@@ -96,12 +118,16 @@ impl std::fmt::Display for Anchor {
 impl Anchor {
     /// The checkpoint as it was last set; `None` when there never was one.
     pub(crate) async fn read(&self) -> Result<Option<String>, AnchorError> {
-        match self {
-            Self::File(path) => {
-                let path = Arc::clone(path);
-                blocking(move || read_file(&path)).await
+        in_time(async {
+            match self {
+                Self::File(path) => {
+                    let path = Arc::clone(path);
+                    blocking(move || read_file(&path)).await
+                }
+                Self::Object(object) => object.read().await,
             }
-        }
+        })
+        .await
     }
 
     /// Replaces the expected text by a new one.
@@ -110,19 +136,27 @@ impl Anchor {
         expected: Option<String>,
         new: String,
     ) -> Result<Swap, AnchorError> {
-        match self {
-            Self::File(path) => {
-                let path = Arc::clone(path);
-                blocking(move || swap_file(&path, expected.as_deref(), &new)).await
+        in_time(async {
+            match self {
+                Self::File(path) => {
+                    let path = Arc::clone(path);
+                    blocking(move || swap_file(&path, expected.as_deref(), &new)).await
+                }
+                Self::Object(object) => object.swap(expected.as_deref(), new).await,
             }
-        }
+        })
+        .await
     }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, AnchorError>>) -> Result<T, AnchorError> {
+    tokio::time::timeout(STEP_MAX, work).await.unwrap_or(Err(AnchorError::Timeout))
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AnchorError> + Send + 'static,
 ) -> Result<T, AnchorError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(AnchorError::Interrupted))
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(AnchorError::Timeout))
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> AnchorError + use<'a> {
@@ -139,7 +173,7 @@ fn read_file(path: &Path) -> Result<Option<String>, AnchorError> {
     file.take(ANCHOR_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
     let fits = bytes.len() as u64 <= ANCHOR_BYTES_MAX;
     let text = String::from_utf8(bytes).ok().filter(|text| fits && !text.is_empty());
-    text.map(Some).ok_or_else(|| AnchorError::Content(path.to_owned()))
+    text.map(Some).ok_or_else(|| AnchorError::Content(path.display().to_string()))
 }
 
 /// The name with something added.
@@ -192,7 +226,14 @@ mod tests {
     #[tokio::test]
     async fn only_whoever_knows_the_present_text_replaces_it() {
         let folder = tempfile::tempdir().unwrap();
-        let anchor: Anchor = format!("file://{}", folder.path().join("anchor").display()).parse().unwrap();
+        let file: Anchor = format!("file://{}", folder.path().join("anchor").display()).parse().unwrap();
+        let store = Arc::new(object_store::memory::InMemory::new());
+        for anchor in [file, Anchor::Object(ObjectAnchor::in_store(store))] {
+            compare_and_set(anchor).await;
+        }
+    }
+
+    async fn compare_and_set(anchor: Anchor) {
         assert_eq!(anchor.read().await.unwrap(), None);
         let set = |expected: Option<&str>, new: &str| {
             let (anchor, expected, new) = (anchor.clone(), expected.map(str::to_owned), new.to_owned());
@@ -228,7 +269,16 @@ mod tests {
 
     #[test]
     fn an_address_is_a_file_with_an_absolute_path() {
-        for bad in ["", "/var/anchor", "file://relative", "file:///", "s3://bucket/key"] {
+        for bad in [
+            "",
+            "/var/anchor",
+            "file://relative",
+            "file:///",
+            "s3://bucket",
+            "s3://bucket/",
+            "s3://Bad/key",
+            "s3://a/../b",
+        ] {
             assert!(bad.parse::<Anchor>().is_err(), "{bad}");
         }
         assert_eq!("file:///a/b".parse::<Anchor>().unwrap().to_string(), "file:///a/b");

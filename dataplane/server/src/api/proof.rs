@@ -96,6 +96,8 @@ pub(crate) struct CaseReply<'a> {
 }
 
 /// The events whose member `case_id` is this text, in index order, each with its proof.
+///
+/// Encrypted fields are shown as they are stored, since that is what the proofs are about.
 #[utoipa::path(
     get,
     path = "/v1/ledger/{case_id}",
@@ -126,10 +128,11 @@ pub(crate) async fn of_case(
         return Err(Error::new(Code::NotFound, format!("there is no event of a case {case_id:?}")));
     }
     let (events, proofs): (Vec<_>, Vec<_>) = page.events.into_iter().unzip();
-    // What is proven is what is stored, so nothing is decrypted here.
+    // As stored: what is decrypted is not what was hashed.
     let seen = decrypt::see(&app.ledger, events, false)?;
-    let events = seen.iter().zip(proofs).map(|(seen, proof)| {
-        Ok(CaseEvent { event: EventReply::new(seen)?, proof: proof.map(|proof| proof.to_string()) })
+    let events = seen.iter().zip(&proofs).map(|(event, proof)| {
+        let event = EventReply::new(event)?;
+        Ok(CaseEvent { event, proof: proof.as_ref().map(ToString::to_string) })
     });
     let events = events.collect::<Result<_, Error>>()?;
     let next_cursor = page.next_index.map(|index| index.to_string());
