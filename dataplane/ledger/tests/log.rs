@@ -34,7 +34,7 @@ fn request(from: usize, count: usize) -> Submission {
     let body: String = (from..from + count)
         .map(|n| format!("{{\"type\":\"t\",\"timestamp\":1769860800,\"n\":{n}}}\n"))
         .collect();
-    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20 };
+    let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
 }
