@@ -295,7 +295,7 @@ impl Ledger {
         let (a, b, c, d) = parameters;
         let Some(row) = client.query_opt(&statement, &[a, b, c, d]).await? else {
             drop(client);
-            return self.archived(id).await;
+            return self.archived(id, scratch).await;
         };
         let first_index: i64 = row.get(3);
         let event = Unchecked {

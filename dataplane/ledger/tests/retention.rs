@@ -4,13 +4,15 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use certeus_ledger::envelope::{BatchSecret, ContentType, Envelope, EnvelopeHead};
 use certeus_ledger::id::{BatchId, Day};
 use certeus_ledger::timestamp::Timestamp;
-use certeus_ledger::{ArchiveConfig, Class, Config, Content, Filter, Ledger, Reason, StoredEvent};
+use certeus_ledger::{ArchiveConfig, Class, Config, Content, Filter, Ledger, LogConfig, Reason, StoredEvent};
 use certeus_localpg::{LocalPg, Options};
+use certeus_tlog::note::{Algorithm, SignerKey};
 use support::{close, config, id_after, request, sql, start};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -144,6 +146,37 @@ async fn old_days_move_to_the_archive_and_are_read_from_there() {
     let (ledger, tasks) = start(config(&pg.url())).await;
     let error = ledger.event(first[0]).await.unwrap_err().to_string();
     assert!(error.contains(&format!("archived at file://{}", dir.path().display())), "{error}");
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_of_archived_events_are_those_of_before() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, tasks) = start(config(&pg.url())).await;
+    let first = three_days(&ledger, &sql(&pg.url()).await).await;
+    close(&ledger, tasks).await;
+    let key = SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [7; 32]).unwrap();
+    let log = LogConfig {
+        keys: Arc::new(key.to_secret_text().parse().unwrap()),
+        anchor: None,
+        checkpoint_interval: Duration::from_millis(100),
+    };
+    let (ledger, tasks) = start(Config { log: Some(log), ..archived_to(&pg.url(), dir.path()) }).await;
+    let wait = Some(Duration::from_secs(30));
+    let started = std::time::Instant::now();
+    let before = loop {
+        match ledger.event_proof(first[0], wait).await {
+            Ok(proof) => break proof.unwrap(),
+            // No checkpoint yet.
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(30), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(ledger.retain(KEEP, now_ms()).await.unwrap().dropped.len(), 2);
+    let after = ledger.event_proof(first[0], wait).await.unwrap().unwrap();
+    assert!(after.event.archived && !before.event.archived);
+    assert_eq!(after.proof, before.proof);
     close(&ledger, tasks).await;
 }
 

@@ -39,8 +39,12 @@ impl ArchiveStore {
 }
 
 impl Ledger {
-    /// The event of an id, if its day was archived and dropped.
-    pub(super) async fn archived(&self, id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
+    /// The event of an id, if its day was archived and dropped. `hashed` receives what was hashed before the payload.
+    pub(super) async fn archived(
+        &self,
+        id: Uuid,
+        hashed: &mut Vec<u8>,
+    ) -> Result<Option<StoredEvent>, ReadError> {
         const SQL: &str = "SELECT a.name, a.location, b.first_index, b.committed_at, b.secret, \
              substring(b.salts FROM $4 FOR 32), substring(b.entries FROM $4 FOR 32), b.producers, b.key_id \
              FROM certeus.batches b \
@@ -81,7 +85,7 @@ impl Ledger {
             received_at: time(&row, 3, id)?,
             payload: found.content.map(|content| content.payload.into()).unwrap_or_default(),
         };
-        let mut event = event.check(self.name(), &commitment, erasure, &mut Vec::new())?;
+        let mut event = event.check(self.name(), &commitment, erasure, hashed)?;
         event.archived = true;
         Ok(Some(event))
     }
