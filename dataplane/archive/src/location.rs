@@ -68,6 +68,15 @@ impl FromStr for Location {
     }
 }
 
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Folder(path) => write!(f, "file://{}", path.display()),
+            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
 /// An open archive; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Archive {
@@ -143,6 +152,8 @@ mod tests {
         for (text, prefix) in [("s3://a-bucket", ""), ("s3://a-bucket/", ""), ("s3://a-bucket/x/y/", "x/y")] {
             let Location::S3 { bucket, prefix: found } = text.parse().unwrap() else { panic!("{text}") };
             assert_eq!((&bucket[..], found.as_ref()), ("a-bucket", prefix), "{text}");
+            let shown = text.parse::<Location>().unwrap().to_string();
+            assert_eq!(shown, format!("s3://a-bucket/{prefix}"));
         }
         for text in [
             "",

@@ -9,8 +9,11 @@
 //! 1. the audit event is appended as any other is. If we stop here, the ledger announces an erasure that was not carried
 //!    out: a repeat of the request does so, with an audit event of its own.
 //! 2. one transaction: the batch's salts are written down without this one and its secret is destroyed, since a salt
-//!    that can be derived again would confirm a guess of the payload; the payload is emptied; the erasure is recorded. If the
+//!    that can be derived again would confirm a guess of the payload; the payload is emptied, or the archived file that has it
+//!    is replaced by one that has not; the erasure is recorded. If the
 //!    reply to its COMMIT is lost, a repeat finds the record, or starts over.
+
+mod archived;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -89,6 +92,9 @@ pub enum EraseError {
     /// The event cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The file that has the archived event could not be written again.
+    #[error("the archived file could not be written again; repeat the request")]
+    Archive(#[source] certeus_archive::Error),
     /// The audit event was not committed, so nothing was erased.
     #[error("the event that records the erasure was not committed")]
     Append(#[from] AppendError),
@@ -110,7 +116,8 @@ impl EraseError {
             Self::Read(error) => error.class(),
             Self::Append(error) => error.class(),
             Self::Malformed => Class::Bug,
-            Self::Unfinished(_) => Class::OutcomeUnknown,
+            Self::Archive(error) if !error.is_unavailable() => Class::Corrupt,
+            Self::Unfinished(_) | Self::Archive(_) => Class::OutcomeUnknown,
         }
     }
 }
@@ -169,10 +176,21 @@ async fn erase(ledger: &Ledger, id: Uuid, reason: &Reason) -> Result<Erasure, Er
         audit_event_id: audit.first_id,
         audit_index: audit.first_index,
     };
+    if event.archived {
+        archived::replace_file(ledger, &transaction, id).await?;
+    } else {
+        let sql = "UPDATE certeus.events SET payload = '' WHERE id = $1";
+        if transaction.execute(sql, &[&id]).await? == 0 {
+            // Its day has just gone to the archive.
+            return Err(EraseError::Busy);
+        }
+    }
     forget_salt(&transaction, id).await?;
-    transaction.execute("UPDATE certeus.events SET payload = '' WHERE id = $1", &[&id]).await?;
     let erased_at = insert(&transaction, ledger.name(), &record).await?;
     transaction.commit().await?;
+    if event.archived {
+        archived::delete_replaced(ledger, &mut connection.client).await;
+    }
     tracing::info!(event.id = %id, event.index = event.index, audit.index = audit.first_index, "an event was erased");
     Ok(Erasure { erased_at, ..record })
 }
@@ -181,7 +199,12 @@ async fn erase(ledger: &Ledger, id: Uuid, reason: &Reason) -> Result<Erasure, Er
 async fn lock(transaction: &Transaction<'_>, id: Uuid) -> Result<(), Error> {
     /// Class of these advisory locks: "eras" in ASCII.
     const LOCK_CLASS: i32 = 0x65_72_61_73;
-    transaction.batch_execute("SET LOCAL lock_timeout = '15s'").await?;
+    // The second is for the file that may have to be written again meanwhile.
+    transaction
+        .batch_execute(
+            "SET LOCAL lock_timeout = '15s'; SET LOCAL idle_in_transaction_session_timeout = '10min'",
+        )
+        .await?;
     // The position and 12 random bits: two events that share them wait for each other, and nothing more.
     let [.., a, b, c, d] = id.into_bytes();
     let key = i32::from_be_bytes([a, b, c, d]);
@@ -266,9 +289,25 @@ pub(crate) async fn of(
     if events.is_empty() {
         return Ok(HashMap::new());
     }
-    let sql = "SELECT event_id, index, reason, erased_at, audit_event_id, audit_index \
-               FROM certeus.erasures WHERE event_id = ANY($1)";
-    let rows = client.query(sql, &[&events]).await?;
+    let sql = format!("{RECORD} WHERE event_id = ANY($1)");
+    records_of(&client.query(&sql, &[&events]).await?)
+}
+
+/// The records of the events erased among those from one id to another.
+pub(crate) async fn between(
+    client: &impl GenericClient,
+    first: Uuid,
+    last: Uuid,
+) -> Result<HashMap<Uuid, Erasure>, ReadError> {
+    let sql = format!("{RECORD} WHERE event_id BETWEEN $1 AND $2");
+    records_of(&client.query(&sql, &[&first, &last]).await?)
+}
+
+/// The columns that [`records_of`] reads.
+const RECORD: &str =
+    "SELECT event_id, index, reason, erased_at, audit_event_id, audit_index FROM certeus.erasures";
+
+fn records_of(rows: &[tokio_postgres::Row]) -> Result<HashMap<Uuid, Erasure>, ReadError> {
     let erasures = rows.iter().map(|row| {
         let event_id: Uuid = row.get(0);
         let index =

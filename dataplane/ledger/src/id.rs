@@ -118,6 +118,21 @@ impl Day {
         jiff::Timestamp::from_second(seconds)
             .map_or_else(|_| format!("d{}", self.0), |start| start.strftime("%Y%m%d").to_string())
     }
+
+    /// The inverse of [`Self::suffix`].
+    #[must_use]
+    pub fn from_suffix(text: &str) -> Option<Self> {
+        if text.len() != 8 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let date = jiff::civil::Date::new(
+            text[..4].parse().ok()?,
+            text[4..6].parse().ok()?,
+            text[6..].parse().ok()?,
+        );
+        let start = date.ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+        Some(Self::of_unix_ms(u64::try_from(start.timestamp().as_millisecond()).ok()?))
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +165,9 @@ mod tests {
             prop_assert_eq!(BatchId::of(event), batch);
             prop_assert_eq!(position(event), at);
             prop_assert_eq!(batch.day(), Day::of_unix_ms(unix_ms));
+            if unix_ms < 253_402_300_800_000 {
+                prop_assert_eq!(Day::from_suffix(&batch.day().suffix()), Some(batch.day()));
+            }
             prop_assert!(batch.day().first_id() <= event && event < batch.day().next().first_id());
             prop_assert_eq!(event.get_variant(), uuid::Variant::RFC4122);
         }

@@ -21,7 +21,9 @@ use crate::log::{self, Log, LogConfig};
 use crate::metrics::{LogMetrics, Metrics, Summary};
 use crate::postgres::Database;
 use crate::queue::{Depth, Queue, QueueConfig, Refusal};
+use crate::retention;
 use crate::sealer;
+use crate::store::{ArchiveLocation, ArchiveStore};
 use crate::submission::Submission;
 use crate::writer;
 
@@ -42,6 +44,18 @@ pub struct Config {
     pub encryption: Option<Arc<Encryption>>,
     /// What signs the log; `None`: nothing is signed. Signing takes one more connection.
     pub log: Option<LogConfig>,
+    /// Where old events go; `None` keeps all of them in the database.
+    pub archive: Option<ArchiveConfig>,
+}
+
+/// Where old events go, and when.
+#[derive(Debug, Clone)]
+pub struct ArchiveConfig {
+    /// A folder or a bucket.
+    pub location: ArchiveLocation,
+    /// How long events stay in the database after the end of their day. `None`: no more are archived, those that were
+    /// are read.
+    pub keep: Option<Duration>,
 }
 
 /// Why a request was not acknowledged.
@@ -84,6 +98,9 @@ pub enum StartError {
     /// The pool's settings are inconsistent.
     #[error("cannot set up the connection pool")]
     Pool(#[from] deadpool_postgres::BuildError),
+    /// The archive cannot be opened.
+    #[error("cannot open the archive")]
+    Archive(#[from] certeus_archive::LocationError),
 }
 
 /// What the ledger's tasks share.
@@ -99,6 +116,7 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) log: Log,
+    pub(crate) archive: Option<ArchiveStore>,
 }
 
 impl Shared {
@@ -136,7 +154,8 @@ impl Ledger {
     /// # Errors
     /// When metrics or the pool cannot be set up.
     pub fn start(config: Config, registry: &prometheus::Registry) -> Result<(Self, Tasks), StartError> {
-        let Config { name, database, writers, read_connections, queue, encryption, log } = config;
+        let Config { name, database, writers, read_connections, queue, encryption, log, archive } = config;
+        let keep = archive.as_ref().and_then(|archive| archive.keep);
         let shared = Arc::new(Shared {
             name,
             pool: database.pool(read_connections)?,
@@ -146,11 +165,12 @@ impl Ledger {
             erasing: Semaphore::new(1),
             health: Health::new(Instant::now()),
             encryption,
+            archive: archive.map(|archive| ArchiveStore::open(&archive.location)).transpose()?,
             log: Log::new(log, LogMetrics::register(registry)?),
         });
         let mut tasks = JoinSet::new();
         let ledger = Self { shared };
-        tasks.spawn(supervise(ledger.clone(), writers));
+        tasks.spawn(supervise(ledger.clone(), writers, keep));
         Ok((ledger, Tasks(tasks)))
     }
 
@@ -258,12 +278,15 @@ impl Ledger {
 }
 
 /// Opens the ledger, then runs its writers until the queue is closed and empty.
-async fn supervise(ledger: Ledger, writers: usize) {
+async fn supervise(ledger: Ledger, writers: usize, keep: Option<Duration>) {
     let shared = Arc::clone(ledger.shared());
     let mut background = JoinSet::new();
     background.spawn(sealer::run(ledger));
     background.spawn(tick(Arc::clone(&shared)));
     background.spawn(health::watch(Arc::clone(&shared)));
+    if let Some(keep) = keep {
+        background.spawn(retention::run(Arc::clone(&shared), keep));
+    }
     let mut running = JoinSet::new();
     for _ in 0..writers {
         running.spawn(writer::run(Arc::clone(&shared)));

@@ -7,7 +7,7 @@
 //!
 //! The way of an event: [`submission`] finds it in the request's bytes, `queue` admits it, `writer` commits it as part
 //! of a `commit` batch under an [`id`] that leads back to its row, and `store` reads it and checks it against its [`envelope`].
-//! `erasure` destroys a payload and the salt that could confirm a guess of it.
+//! `erasure` destroys a payload and the salt that could confirm a guess of it; `retention` moves old days to an archive.
 //! A request that names itself (a [`request::Identity`]) is stored once however often it is sent: `dedup` decides, and the
 //! commit's own transaction makes it so.
 //! Behind the commits, `sealer` extends the Merkle tree and signs it, and `log` serves checkpoints, tiles and proofs.
@@ -33,6 +33,7 @@ mod metrics;
 mod postgres;
 mod provenance;
 mod queue;
+mod retention;
 mod schema;
 mod sealer;
 mod session;
@@ -42,11 +43,12 @@ mod writer;
 
 pub use breaker::BreakerState;
 pub use cases::{CaseEvent, CasePage};
+pub use certeus_archive::LocationError;
 pub use commit::{CommitError, Receipt};
 pub use erasure::{EraseError, Erasure, REASON_BYTES_MAX, Reason};
 pub use error::Class;
 pub use health::Availability;
-pub use ledger::{AppendError, Config, Ledger, StartError, Tasks};
+pub use ledger::{AppendError, ArchiveConfig, Config, Ledger, StartError, Tasks};
 pub use log::{
     Anchor, AnchorError, CaseProofs, EventProof, KeyError, Latest, LogConfig, LogError, LogState,
     ObjectAnchor, Signed, SigningKeys,
@@ -54,4 +56,5 @@ pub use log::{
 pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};
 pub use queue::{Depth, QueueConfig, Refusal};
-pub use store::{Content, Filter, PAGE_EVENTS_MAX, Page, ReadError, Salt, StoredEvent};
+pub use retention::{Retained, RetentionError};
+pub use store::{ArchiveLocation, Content, Filter, PAGE_EVENTS_MAX, Page, ReadError, Salt, StoredEvent};

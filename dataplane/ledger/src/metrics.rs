@@ -50,6 +50,8 @@ pub(crate) struct Metrics {
     refused: [IntCounter; 3],
     pub(crate) commit_failures: ByClass,
     pub(crate) requests_repeated: IntCounter,
+    pub(crate) archived_events: IntCounter,
+    pub(crate) retention_failures: ByClass,
     recent: Mutex<Recent>,
 }
 
@@ -154,7 +156,17 @@ impl Metrics {
             "Batches that were not acknowledged, by class.",
             "class",
         )?;
+        let retention_failures = labelled(
+            "certeus_ledger_retention_failures_total",
+            "Days that could not be archived, and runs of the retention that failed, by class.",
+            "class",
+        )?;
         Ok(Self {
+            archived_events: counter(
+                "certeus_ledger_archived_events_total",
+                "Events written to the archive and read back.",
+            )?,
+            retention_failures: ByClass::new(&retention_failures),
             queue_events: gauge("certeus_ledger_queue_events", "Events waiting to be committed.")?,
             queue_bytes: gauge("certeus_ledger_queue_bytes", "Bytes waiting to be committed.")?,
             in_flight_events: gauge("certeus_ledger_in_flight_events", "Events being committed.")?,

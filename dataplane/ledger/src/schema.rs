@@ -1,7 +1,8 @@
 //! The database schema: migrations, partitions, and the checks that make the database fit for a ledger.
 //!
 //! Owns the order of migrations and the naming of partitions. Several pods may call all of this at once: each step
-//! takes an advisory lock and finds done what another did. Never drops anything but remembered requests that are too old.
+//! takes an advisory lock and finds done what another did. Never drops anything but remembered requests that are too old;
+//! `retention` drops days of events.
 
 use tokio_postgres::{Client, Error, Transaction};
 
@@ -16,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0003_requests.sql"),
     include_str!("../migrations/0004_erasure.sql"),
     include_str!("../migrations/0005_encryption.sql"),
+    include_str!("../migrations/0007_archive.sql"),
 ];
 
 /// Key of the advisory lock under which the schema changes: "certeus" in ASCII.

@@ -1,8 +1,10 @@
 //! Reads events back.
 //!
-//! Owns the read of a single event and the check of events against their log entries; `page` has the lists. Never writes.
+//! Owns the read of a single event and the check of events against their log entries; `page` has the lists, `archived` the
+//! events that are not in PostgreSQL any more. Never writes.
 //! Promises: an event that is handed out is the one that was committed to, or one that was erased on record.
 
+mod archived;
 mod page;
 
 use tokio_postgres::types::{FromSql, Type};
@@ -13,12 +15,14 @@ use crate::commit::from_postgres_micros;
 use crate::envelope::{BatchSecret, ContentType, ENTRY_BYTES, Envelope, EnvelopeHead, ProducerPlace};
 use crate::erasure::{self, Erasure};
 use crate::error::Class;
-use crate::field::BatchKeyId;
+use crate::field::{BATCH_KEY_ID_BYTES, BatchKeyId};
 use crate::id::{self, BatchId};
 use crate::ledger::Ledger;
 use crate::provenance::Runs;
 use crate::timestamp::Timestamp;
 
+pub(crate) use archived::ArchiveStore;
+pub use certeus_archive::Location as ArchiveLocation;
 pub use page::{Filter, PAGE_EVENTS_MAX, Page};
 
 /// Bytes of a salt: a SHA-256.
@@ -43,6 +47,8 @@ pub struct StoredEvent {
     pub key_id: Option<BatchKeyId>,
     /// Its log entry.
     pub entry: [u8; ENTRY_BYTES],
+    /// Whether it was read from the archive.
+    pub archived: bool,
 }
 
 /// What is left of an event's bytes.
@@ -98,6 +104,23 @@ pub enum ReadError {
     /// A stored value is outside what this software ever writes.
     #[error("event {0} has an impossible value in the database")]
     Impossible(Uuid),
+    /// The event was archived, and no archive is configured here.
+    #[error("event {id} was archived at {location}, which this pod has no access to")]
+    Archived {
+        /// The event.
+        id: Uuid,
+        /// Where it was archived.
+        location: String,
+    },
+    /// The archive could not be read, or holds other bytes than were written.
+    #[error("the archive could not be read")]
+    Archive(#[source] certeus_archive::Error),
+    /// The archive did not answer in time.
+    #[error("the archive does not answer")]
+    ArchiveSlow,
+    /// A file that should have the event does not.
+    #[error("event {0} is missing in its archived file")]
+    NotInArchive(Uuid),
 }
 
 impl ReadError {
@@ -105,8 +128,14 @@ impl ReadError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Pool(_) | Self::Query(_) => Class::Unavailable,
-            Self::Altered(_) | Self::Lost(_) | Self::Impossible(_) => Class::Corrupt,
+            Self::Pool(_) | Self::Query(_) | Self::ArchiveSlow => Class::Unavailable,
+            Self::Archive(error) if error.is_unavailable() => Class::Unavailable,
+            Self::Altered(_)
+            | Self::Lost(_)
+            | Self::Impossible(_)
+            | Self::Archive(_)
+            | Self::NotInArchive(_) => Class::Corrupt,
+            Self::Archived { .. } => Class::Invalid,
         }
     }
 }
@@ -125,29 +154,29 @@ impl<'a> FromSql<'a> for StoredTime {
 }
 
 /// An event's columns, not yet checked.
-struct Unchecked {
-    id: Uuid,
-    index: u64,
-    kind: String,
-    time: Timestamp,
-    received_at: Timestamp,
+pub(crate) struct Unchecked {
+    pub(crate) id: Uuid,
+    pub(crate) index: u64,
+    pub(crate) kind: String,
+    pub(crate) time: Timestamp,
+    pub(crate) received_at: Timestamp,
     /// Empty when it was erased; an event never is.
-    payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// What a batch's row says about one of its events.
-struct Commitment<'a> {
+pub(crate) struct Commitment<'a> {
     /// `None` when it was destroyed.
-    salt: Option<Salt>,
-    entry: [u8; ENTRY_BYTES],
-    producer: Option<ProducerPlace<'a>>,
-    key_id: Option<BatchKeyId>,
+    pub(crate) salt: Option<Salt>,
+    pub(crate) entry: [u8; ENTRY_BYTES],
+    pub(crate) producer: Option<ProducerPlace<'a>>,
+    pub(crate) key_id: Option<BatchKeyId>,
 }
 
 impl<'a> Commitment<'a> {
     /// From the columns of a batch's row: its secret, or the event's part of its salts; the event's part of the entries; its
     /// producers; and its key id.
-    fn new(
+    pub(crate) fn new(
         secret: Option<&[u8]>,
         salt: Option<&[u8]>,
         entry: &[u8],
@@ -171,38 +200,54 @@ impl<'a> Commitment<'a> {
 }
 
 impl Unchecked {
+    /// Its envelope without the payload.
+    pub(crate) fn head<'a>(
+        &'a self,
+        ledger: &'a str,
+        producer: Option<ProducerPlace<'a>>,
+        key_id: Option<&'a [u8; BATCH_KEY_ID_BYTES]>,
+    ) -> EnvelopeHead<'a> {
+        let Self { id, kind, time, .. } = self;
+        EnvelopeHead {
+            ledger,
+            id: *id,
+            kind,
+            time: *time,
+            producer,
+            content_type: ContentType::Json,
+            key_id: key_id.map_or(&[], |bytes| &bytes[..]),
+        }
+    }
+
     /// The event, if it is the one that was committed to. `erasure` is what the database has about its erasure.
-    fn check(
+    pub(crate) fn check(
         self,
         ledger: &str,
         commitment: &Commitment<'_>,
         erasure: Option<Erasure>,
         scratch: &mut Vec<u8>,
     ) -> Result<StoredEvent, ReadError> {
-        let Self { id, index, kind, time, received_at, payload } = self;
-        let entry = commitment.entry;
-        let content = if payload.is_empty() && commitment.salt.is_none() {
-            Content::Erased(erasure.ok_or(ReadError::Lost(id))?)
-        } else {
-            let salt = commitment.salt.ok_or(ReadError::Altered(id))?;
-            let key_id = commitment.key_id.map(|key_id| key_id.to_bytes());
-            let head = EnvelopeHead {
-                ledger,
-                id,
-                kind: &kind,
-                time,
-                producer: commitment.producer,
-                content_type: ContentType::Json,
-                key_id: key_id.as_ref().map_or(&[], |bytes| &bytes[..]),
-            };
-            let envelope = Envelope { head, payload: &payload };
-            if envelope.entry(&salt.0, scratch) != entry {
-                return Err(ReadError::Altered(id));
+        let (id, entry) = (self.id, commitment.entry);
+        let salt = match commitment.salt {
+            None if self.payload.is_empty() => None,
+            None => return Err(ReadError::Altered(id)),
+            Some(salt) => {
+                let key_id = commitment.key_id.map(|key_id| key_id.to_bytes());
+                let head = self.head(ledger, commitment.producer, key_id.as_ref());
+                let envelope = Envelope { head, payload: &self.payload };
+                if envelope.entry(&salt.0, scratch) != entry {
+                    return Err(ReadError::Altered(id));
+                }
+                Some(salt)
             }
-            Content::Intact { payload, salt }
+        };
+        let Self { id, index, kind, time, received_at, payload } = self;
+        let content = match salt {
+            Some(salt) => Content::Intact { payload, salt },
+            None => Content::Erased(erasure.ok_or(ReadError::Lost(id))?),
         };
         let key_id = commitment.key_id;
-        Ok(StoredEvent { id, index, kind, time, received_at, content, key_id, entry })
+        Ok(StoredEvent { id, index, kind, time, received_at, content, key_id, entry, archived: false })
     }
 }
 
@@ -248,7 +293,10 @@ impl Ledger {
         let statement = client.prepare_cached(SQL).await?;
         let parameters = (&id, &BatchId::of(id).uuid(), &self.name(), &entry_start);
         let (a, b, c, d) = parameters;
-        let Some(row) = client.query_opt(&statement, &[a, b, c, d]).await? else { return Ok(None) };
+        let Some(row) = client.query_opt(&statement, &[a, b, c, d]).await? else {
+            drop(client);
+            return self.archived(id, scratch).await;
+        };
         let first_index: i64 = row.get(3);
         let event = Unchecked {
             id,

@@ -50,6 +50,7 @@ impl Pod {
     fn start(url: &str, seed: u8, anchor: Option<&Path>) -> Self {
         let registry = prometheus::Registry::new();
         let config = Config {
+            archive: None,
             name: "default".to_owned(),
             database: Database::from_url(url).unwrap(),
             writers: 2,

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use certeus_ledger::field::{Encryption, Fields, Keyring};
-use certeus_ledger::{Anchor, AnchorError, Database, KeyError, SigningKeys};
+use certeus_ledger::{Anchor, AnchorError, ArchiveConfig, Database, KeyError, SigningKeys};
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
-use values::{Bytes, Millis};
+use values::{Bytes, Days, Millis};
 
 /// Connections that a pod needs beside the writers': one for reads, one for the health check.
 const READ_CONNECTIONS_MIN: usize = 2;
@@ -82,6 +82,7 @@ struct File {
     database: DatabaseSection,
     ledger: LedgerSection,
     encryption: EncryptionSection,
+    retention: RetentionSection,
     log: LogSection,
 }
 
@@ -105,6 +106,13 @@ struct LedgerSection {
     queue_events: Option<usize>,
     queue_bytes: Option<Bytes>,
     writers: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RetentionSection {
+    events: Option<Days>,
+    archive: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -217,6 +225,8 @@ pub(crate) struct Config {
     pub(crate) queue_bytes: usize,
     /// Commits under way at the same time. Default: 2.
     pub(crate) writers: usize,
+    /// Where old events go, and when. Default: nowhere, never.
+    pub(crate) archive: Option<ArchiveConfig>,
     /// Log level. Default: info.
     pub(crate) log_level: LevelFilter,
     /// What signs the log. Default: nothing.
@@ -293,7 +303,7 @@ fn number(
 }
 
 fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let File { api, admin, database: pool, ledger, encryption, log } = file;
+    let File { api, admin, database: pool, ledger, encryption, retention, log } = file;
     let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
     let api_keys = api_keys(&variable)?;
     let encryption = encryption_of(encryption.fields, variable("CERTEUS_ENCRYPTION_KEY").map(Secret))?;
@@ -348,6 +358,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
             1 << 20..=16 << 30,
         )?,
         writers,
+        archive: archive(retention)?,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
         signing_key,
         anchor: anchor.map(|(key, text)| parse_anchor(key, &text)).transpose()?,
@@ -443,6 +454,21 @@ fn chain(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// Where old events go; dropping them without a copy is not offered.
+fn archive(section: RetentionSection) -> Result<Option<ArchiveConfig>, Error> {
+    let RetentionSection { events, archive } = section;
+    let Some(location) = archive else {
+        return match events {
+            None => Ok(None),
+            Some(_) => Err(invalid("retention.archive", "is required with retention.events")),
+        };
+    };
+    let location = location
+        .parse()
+        .map_err(|error: certeus_ledger::LocationError| invalid("retention.archive", error.to_string()))?;
+    Ok(Some(ArchiveConfig { location, keep: events.map(|days| days.0) }))
+}
+
 fn loopback(port: u16) -> SocketAddr {
     (IpAddr::from(Ipv4Addr::LOCALHOST), port).into()
 }
@@ -515,6 +541,17 @@ mod tests {
     }
 
     #[test]
+    fn old_events_go_to_the_archive_that_is_named() {
+        let both = load("retention: {events: 400d, archive: 's3://bucket/events'}", &[URL]).unwrap();
+        let ArchiveConfig { location, keep } = both.archive.unwrap();
+        assert_eq!(location.to_string(), "s3://bucket/events");
+        assert_eq!(keep, Some(Duration::from_secs(400 * 86_400)));
+        let read_only = load("retention: {archive: 'file:///var/a'}", &[URL]).unwrap();
+        assert_eq!(read_only.archive.unwrap().keep, None);
+        assert!(load("", &[URL]).unwrap().archive.is_none());
+    }
+
+    #[test]
     fn the_environment_wins_over_the_file() {
         let yaml = "api: {listen: '127.0.0.1:1'}\nadmin: {listen: '127.0.0.1:2'}\ndatabase: {poolSize: 9}\n\
                     ledger: {batchTimeout: 1s, queueBytes: 2Mi}\nlog: {level: warn}";
@@ -547,6 +584,10 @@ mod tests {
             ("ledger: {batchTimeout: 1m}", "ledger.batchTimeout: must be at most 5s"),
             ("database: {poolSize: 2}", "database.poolSize: is 2, and must be from 4 to 500"),
             ("api: {listen: nowhere}", "api.listen: is \"nowhere\", and must be an address"),
+            ("retention: {events: 400}", "c.yaml: retention.events: "),
+            ("retention: {events: 0d}", "c.yaml: retention.events: "),
+            ("retention: {events: 400d}", "retention.archive: is required with retention.events"),
+            ("retention: {archive: /var/a}", "retention.archive: must be file:///absolute/path or s3://"),
             ("log: {level: loud}", "log.level: is \"loud\", and must be one of off,"),
             ("x: [", "c.yaml: not valid YAML"),
             ("[1]", "c.yaml: "),

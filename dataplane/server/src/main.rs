@@ -114,6 +114,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         queue_events,
         queue_bytes,
         writers,
+        archive,
         log_level: _,
         api_keys,
         encryption,
@@ -149,6 +150,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         },
         encryption,
         log: keys.map(|keys| LogConfig { keys, anchor, checkpoint_interval }),
+        archive,
     };
     let api_socket = serve::bind(api, api_keys.is_some())?;
     let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;

@@ -42,6 +42,8 @@ pub(crate) enum Code {
     Erased,
     /// The event may not be erased.
     NotErasable,
+    /// The event is in an archive that this pod cannot read.
+    Archived,
     /// The idempotency key belongs to another request.
     IdempotencyKeyReused,
     /// The sequence numbers belong to another request.
@@ -86,6 +88,7 @@ impl Code {
             Self::MethodNotAllowed => "method-not-allowed",
             Self::Erased => "erased",
             Self::NotErasable => "not-erasable",
+            Self::Archived => "archived",
             Self::IdempotencyKeyReused => "idempotency-key-reused",
             Self::SequenceReused => "sequence-reused",
             Self::SequenceGap => "sequence-gap",
@@ -113,7 +116,7 @@ impl Code {
             Self::Forbidden | Self::ProducerFenced => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Erased => StatusCode::GONE,
+            Self::Erased | Self::Archived => StatusCode::GONE,
             Self::NotErasable => StatusCode::CONFLICT,
             Self::IdempotencyKeyReused | Self::SequenceReused | Self::SequenceGap | Self::SequenceOverlap => {
                 StatusCode::CONFLICT
@@ -141,6 +144,7 @@ impl Code {
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::Erased => "The event's payload was erased",
             Self::NotErasable => "The event may not be erased",
+            Self::Archived => "The event was archived",
             Self::IdempotencyKeyReused => {
                 "The idempotency key belongs to another request; nothing was stored"
             }
@@ -181,6 +185,7 @@ impl Code {
             | Self::MethodNotAllowed
             | Self::Erased
             | Self::NotErasable
+            | Self::Archived
             | Self::IdempotencyKeyReused
             | Self::SequenceReused
             | Self::SequenceGap
@@ -361,16 +366,22 @@ impl From<LogError> for Error {
 
 impl From<ReadError> for Error {
     fn from(error: ReadError) -> Self {
+        if let ReadError::Archived { .. } = error {
+            return Self::new(Code::Archived, error.to_string());
+        }
         let class = error.class();
         match class {
             Class::Corrupt => {
-                tracing::error!(reason = %error, "stored data does not match the log");
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(reason = %error, source, "stored data does not match the log");
                 Self::new(Code::Corrupt, error.to_string())
             }
             Class::Invalid | Class::Overloaded | Class::Unavailable | Class::OutcomeUnknown | Class::Bug => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(reason = %error, source, "a read failed");
-                Self::new(Code::Unavailable, "the database is not available")
+                let archive = matches!(error, ReadError::Archive(_) | ReadError::ArchiveSlow);
+                let away = if archive { "the archive" } else { "the database" };
+                Self::new(Code::Unavailable, format!("{away} is not available"))
             }
         }
     }
@@ -386,6 +397,11 @@ impl From<EraseError> for Error {
             EraseError::Busy => Self::new(Code::Overloaded, detail),
             EraseError::Read(error) => error.into(),
             EraseError::Append(error) => error.into(),
+            EraseError::Archive(source) => {
+                let source = source.to_string();
+                tracing::error!(reason = detail, source, "an erasure failed");
+                Self::new(Code::OutcomeUnknown, detail)
+            }
             EraseError::Malformed => {
                 tracing::error!(reason = detail, "an erasure failed");
                 Self::new(Code::Internal, detail)

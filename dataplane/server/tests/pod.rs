@@ -1,6 +1,8 @@
 //! The pod as its users meet it: over HTTP, beside a real PostgreSQL, with bad input and in bad weather.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "cases/archive.rs"]
+mod archive;
 #[path = "cases/erasure.rs"]
 mod erasure;
 mod support;

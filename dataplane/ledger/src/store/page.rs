@@ -57,12 +57,23 @@ pub struct Page {
     pub events: Vec<StoredEvent>,
     /// Where the next page begins; `None` at the end of the ledger.
     pub next_index: Option<u64>,
+    /// Set when the page was to begin before this index: events below it may be in the archive, which lists do not read.
+    pub archived_before: Option<u64>,
 }
 
 /// A page before it is checked.
 struct Found {
     rows: Vec<Unchecked>,
     next_index: Option<u64>,
+    archived_before: Option<u64>,
+}
+
+/// Indexes between which the database has events.
+struct Bounds {
+    /// The first, if days before it were archived.
+    live: Option<u64>,
+    /// The one after the last.
+    end: u64,
 }
 
 /// A part of a batch that a page looks at.
@@ -100,9 +111,10 @@ impl Ledger {
     async fn find(&self, client: &deadpool_postgres::Client, filter: &Filter) -> Result<Found, ReadError> {
         let limit = filter.limit.clamp(1, PAGE_EVENTS_MAX);
         let deadline = Instant::now() + PAGE_TIME_MAX;
-        let end = self.end_index(client).await?;
-        let mut page = Found { rows: Vec::new(), next_index: None };
-        let (mut next_index, mut scanned, mut bytes) = (filter.first_index, 0, 0);
+        let Bounds { live, end } = self.bounds(client).await?;
+        let archived_before = live.filter(|live| filter.first_index < *live);
+        let mut page = Found { rows: Vec::new(), next_index: None, archived_before };
+        let (mut next_index, mut scanned, mut bytes) = (archived_before.unwrap_or(filter.first_index), 0, 0);
         while next_index < end {
             let window_end = end.min(next_index.saturating_add(WINDOW_EVENTS));
             let stretches = self.stretches(client, filter, next_index, window_end).await?;
@@ -133,8 +145,8 @@ impl Ledger {
 
     /// Checks a page. One that begins with an altered event is an error; one that has it further on ends before it.
     async fn check(&self, client: &deadpool_postgres::Client, found: Found) -> Result<Page, ReadError> {
-        let Found { rows, next_index } = found;
-        let mut page = Page { events: Vec::with_capacity(rows.len()), next_index };
+        let Found { rows, next_index, archived_before } = found;
+        let mut page = Page { events: Vec::with_capacity(rows.len()), next_index, archived_before };
         if rows.is_empty() {
             return Ok(page);
         }
@@ -160,6 +172,14 @@ impl Ledger {
             let checked = commitment.ok_or(ReadError::Impossible(id)).and_then(|commitment| {
                 row.check(self.name(), &commitment, erasures.remove(&id), &mut scratch)
             });
+            let checked = match checked {
+                // It may have been erased between the two queries: one query has the last word.
+                Err(_) => match self.stored(id).await {
+                    Ok(event) => event.ok_or(ReadError::Impossible(id)),
+                    Err(error) => Err(error),
+                },
+                checked => checked,
+            };
             match checked {
                 Ok(event) => page.events.push(event),
                 Err(error) if page.events.is_empty() => return Err(error),
@@ -206,12 +226,15 @@ impl Ledger {
         Ok(parts)
     }
 
-    /// The index after the ledger's last event.
-    async fn end_index(&self, client: &deadpool_postgres::Client) -> Result<u64, ReadError> {
-        const SQL: &str = "SELECT next_index FROM certeus.heads WHERE ledger = $1";
+    /// Where events can be.
+    async fn bounds(&self, client: &deadpool_postgres::Client) -> Result<Bounds, ReadError> {
+        const SQL: &str = "SELECT next_index, (SELECT live_index FROM certeus.archived_days WHERE ledger = $1 \
+             ORDER BY day DESC LIMIT 1) FROM certeus.heads WHERE ledger = $1";
         let statement = client.prepare_cached(SQL).await?;
         let row = client.query_opt(&statement, &[&self.name()]).await?;
-        Ok(row.and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok()).unwrap_or(0))
+        let Some(row) = row else { return Ok(Bounds { live: None, end: 0 }) };
+        let live = row.get::<_, Option<i64>>(1).and_then(|live| u64::try_from(live).ok());
+        Ok(Bounds { live, end: u64::try_from(row.get::<_, i64>(0)).unwrap_or(0) })
     }
 
     /// The next batches that may hold matching events, by the bounds of their times.

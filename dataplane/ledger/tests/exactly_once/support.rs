@@ -47,11 +47,10 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         database: Database::from_url(&pg.url()).unwrap(),
         writers: 2,
         read_connections: 2,
-        log: None,
-        encryption: None,
         queue: QUEUE,
         encryption: None,
         log: None,
+        archive: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();

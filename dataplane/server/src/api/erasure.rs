@@ -62,6 +62,7 @@ impl From<&Erasure> for ErasureReply {
 ///
 /// An event of type `certeus.erasure` with the reason is committed first; then the payload is removed, with the salt that
 /// could confirm a guess of it. The event's id, time, type, index, log entry and proofs stay. A repeat gives the first reply.
+/// The file that holds an archived event is written again without it, which may take a minute.
 #[utoipa::path(
     post,
     path = "/v1/ledger/events/{id}/erasure",
@@ -73,6 +74,7 @@ impl From<&Erasure> for ErasureReply {
         (status = 401, description = "The API key is missing or wrong", body = Problem),
         (status = 404, description = "No such event", body = Problem),
         (status = 409, description = "The event may not be erased: it records an erasure itself", body = Problem),
+        (status = 410, description = "The event was archived where this pod cannot reach it", body = Problem),
         (status = 413, description = "The body is too large", body = Problem),
         (status = 415, description = "Another content type is needed", body = Problem),
         (status = 429, description = "Other erasures are under way", body = Problem),

@@ -363,12 +363,13 @@ impl<'a> EventReply<'a> {
     params(("id" = Uuid, Path, description = "The event's id"), DecryptQuery),
     responses(
         (status = 200, description = "The event", body = EventReply, headers(
+            ("Certeus-Archived" = String, description = "`true` when it was read from the archive"),
             ("Certeus-Decrypted" = String, description = "`true` when encrypted fields are shown decrypted"),
         )),
         (status = 400, description = "Not a UUID, or a parameter is not valid", body = Problem),
         (status = 403, description = "`decrypt=true` with an API key that does not decrypt", body = Problem),
         (status = 404, description = "No such event", body = Problem),
-        (status = 410, description = "The event's payload was erased", body = Problem),
+        (status = 410, description = "The event's payload was erased; or the event was archived where this pod cannot read", body = Problem),
         (status = 500, description = "The stored bytes were altered", body = Problem),
         (status = 503, description = "The database is not available", body = Problem),
     )
@@ -387,8 +388,12 @@ pub(crate) async fn get_one(
     if let Content::Erased(erasure) = &event.content {
         return Err(Error::erased(erasure));
     }
+    let archived = event.archived;
     let seen = decrypt::see(&app.ledger, vec![event], wanted)?;
     let mut response = json(&EventReply::new(&seen[0])?).into_response();
+    if archived {
+        response.headers_mut().insert("certeus-archived", HeaderValue::from_static("true"));
+    }
     decrypt::describe(&seen, response.headers_mut());
     Ok(response)
 }
@@ -428,6 +433,9 @@ pub(crate) struct ListReply<'a> {
     events: Vec<EventReply<'a>>,
     /// Where the next page begins; null at the end. A page may be short, even empty, and still have a next one.
     next_cursor: Option<String>,
+    /// There when the page was to begin before this index: events below it are in the archive, and not listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived_before: Option<u64>,
 }
 
 /// Lists events in index order, filtered by type and event time, each checked against what was committed to.
@@ -448,6 +456,7 @@ pub(crate) struct ListReply<'a> {
             ("Certeus-Next-Cursor" = String, description = "With NDJSON: where the next page begins"),
             ("Certeus-Decrypted" = String, description = "`true` when encrypted fields are shown decrypted"),
             ("Certeus-Missing-Key-Ids" = String, description = "Ids of keys that fields are encrypted with and the pod does not have"),
+            ("Certeus-Archived-Before" = u64, description = "With NDJSON: events below this index are in the archive, and not listed"),
         ), content(
             (ListReply = "application/json"),
             (String = "application/x-ndjson"),
@@ -488,10 +497,12 @@ pub(crate) async fn list(
         .is_some_and(|accept| accept.as_bytes().starts_with(b"application/x-ndjson"));
     let seen = decrypt::see(&app.ledger, page.events, wanted)?;
     let mut response = if lines {
-        ndjson(&app, &seen, next_cursor)?
+        ndjson(&app, &seen, next_cursor, page.archived_before)?
     } else {
         let events = seen.iter().map(EventReply::new).collect::<Result<_, Error>>()?;
-        let reply = serde_json::to_vec(&ListReply { events, next_cursor }).unwrap_or_default();
+        let reply =
+            serde_json::to_vec(&ListReply { events, next_cursor, archived_before: page.archived_before })
+                .unwrap_or_default();
         let mut response = body::reply(reply, &app.budget)?.into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
@@ -500,7 +511,12 @@ pub(crate) async fn list(
     Ok(response)
 }
 
-fn ndjson(app: &App, seen: &[Seen], next_cursor: Option<String>) -> Result<Response, Error> {
+fn ndjson(
+    app: &App,
+    seen: &[Seen],
+    next_cursor: Option<String>,
+    archived_before: Option<u64>,
+) -> Result<Response, Error> {
     let payloads = || seen.iter().filter_map(Seen::payload);
     let mut lines = Vec::with_capacity(payloads().map(|payload| payload.len() + 1).sum());
     for payload in payloads() {
@@ -513,6 +529,9 @@ fn ndjson(app: &App, seen: &[Seen], next_cursor: Option<String>) -> Result<Respo
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     if let Some(cursor) = next_cursor.and_then(|cursor| HeaderValue::from_str(&cursor).ok()) {
         headers.insert("certeus-next-cursor", cursor);
+    }
+    if let Some(index) = archived_before {
+        headers.insert("certeus-archived-before", HeaderValue::from(index));
     }
     Ok(response)
 }

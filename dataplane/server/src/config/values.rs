@@ -8,6 +8,13 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Millis(pub(super) Duration);
 
+/// A duration of whole days, 1 to [`DAYS_MAX`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Days(pub(super) Duration);
+
+/// A hundred years: events are kept for ever by leaving the key out.
+const DAYS_MAX: u64 = 36_500;
+
 /// A number of bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bytes(pub(super) usize);
@@ -26,6 +33,12 @@ fn millis(text: &str) -> Option<Duration> {
         _ => return None,
     };
     number.checked_mul(factor).map(Duration::from_millis)
+}
+
+fn days(text: &str) -> Option<Duration> {
+    let (number, unit) = split(text)?;
+    let valid = unit == "d" && (1..=DAYS_MAX).contains(&number);
+    valid.then(|| Duration::from_secs(number * 86_400))
 }
 
 fn bytes(text: &str) -> Option<usize> {
@@ -49,6 +62,18 @@ impl<'de> Deserialize<'de> for Millis {
         let found = millis(&text).map(Self);
         found.ok_or_else(|| {
             de::Error::custom(format_args!("{text:?} is not a duration such as 100ms, 5s or 1m"))
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Days {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let found = days(&text).map(Self);
+        found.ok_or_else(|| {
+            de::Error::custom(format_args!(
+                "{text:?} is not a number of days such as 400d, 1d to {DAYS_MAX}d"
+            ))
         })
     }
 }
