@@ -4,13 +4,19 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use certeus_ledger::envelope::Envelope;
 use certeus_ledger::field::{Decrypted, Encryption, Fields, Keyring};
 use certeus_ledger::request::{IdempotencyKey, Identity};
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
-use certeus_ledger::{AppendError, Class, CommitError, Config, Content, Filter, Ledger, Reason, StoredEvent};
+use certeus_ledger::{
+    AppendError, Class, CommitError, Config, Content, Filter, Ledger, LogConfig, Reason, StoredEvent,
+};
 use certeus_localpg::{LocalPg, Options};
+use certeus_tlog::leaf_hash;
+use certeus_tlog::note::{Algorithm, SignerKey};
 use support::{close, id_after, sql, start};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -227,4 +233,31 @@ async fn digests_of_requests_are_keyed_and_recognised_after_a_rotation() {
     }
     let digests = "SELECT count(DISTINCT body) FROM certeus.requests";
     assert_eq!(sql(&pg.url()).await.query_one(digests, &[]).await.unwrap().get::<_, i64>(0), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_covers_the_stored_bytes_and_names_the_key() {
+    let wait = Duration::from_secs(30);
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let signer = SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [1; 32]).unwrap();
+    let log = LogConfig {
+        keys: Arc::new(signer.to_secret_text().parse().unwrap()),
+        anchor: None,
+        checkpoint_interval: Duration::from_millis(100),
+    };
+    let (ledger, tasks) = start(Config { log: Some(log), ..config(&pg.url(), ONE, &["/card/number"]) }).await;
+    let first = ledger.append(request(&ledger, 0, 2)).await.unwrap().first_id;
+    let found = ledger.event_proof(id_after(first, 1), Some(wait)).await.unwrap().unwrap();
+    let stored = found.event.payload().unwrap();
+    assert!(!String::from_utf8_lossy(stored).contains("HIDDEN"));
+    let (salt, head) = found.proof.extra[1..].split_first_chunk::<32>().unwrap();
+    let (head, payload_len) = Envelope::read_head(head).unwrap();
+    assert_eq!((head.key_id, payload_len), (&found.event.key_id.unwrap().to_bytes()[..], stored.len()));
+    let verify = |payload: &[u8]| {
+        let entry = Envelope { head, payload }.entry(salt, &mut Vec::new());
+        found.proof.verify(&leaf_hash(&entry), "log.example/default", &[signer.verifier().clone()]).is_ok()
+    };
+    assert!(verify(stored));
+    assert!(!verify(payload(1).as_bytes()), "what is decrypted is not what is proven");
+    close(&ledger, tasks).await;
 }
