@@ -76,7 +76,7 @@ pub(crate) fn is_url(source: &str) -> bool {
 }
 
 /// The keys that an option names: one key itself, or a file with a key a line.
-pub(crate) fn keys(source: &str) -> Result<Vec<VerifierKey>, Error> {
+fn keys(source: &str) -> Result<Vec<VerifierKey>, Error> {
     if source.starts_with("PRIVATE+KEY+") {
         return Err(Error::PrivateKey { file: "the option".to_owned() });
     }
@@ -107,6 +107,32 @@ pub(crate) fn keys(source: &str) -> Result<Vec<VerifierKey>, Error> {
         })?);
     }
     if keys.is_empty() { Err(Error::NoKey { file: source.to_owned() }) } else { Ok(keys) }
+}
+
+/// The keys that options name, each once.
+pub(crate) fn all_keys(sources: &[String]) -> Result<Vec<VerifierKey>, Error> {
+    let mut all = Vec::new();
+    for source in sources {
+        for key in keys(source)? {
+            if !all.contains(&key) {
+                all.push(key);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The log's name: the one given, or that of all its keys. The error is one of usage.
+pub(crate) fn origin(given: Option<&str>, keys: &[VerifierKey]) -> Result<String, String> {
+    let name = keys.first().map(VerifierKey::name).unwrap_or_default();
+    match (given, keys.iter().find(|key| key.name() != name)) {
+        (Some(origin), _) => Ok(origin.to_owned()),
+        (None, None) => Ok(name.to_owned()),
+        (None, Some(other)) => {
+            let other = other.name();
+            Err(format!("the keys are of two logs, {name:?} and {other:?}: say which with --origin"))
+        }
+    }
 }
 
 /// An error with its causes on one line. A cause whose words are already said is left out.

@@ -275,7 +275,8 @@ async fn drive(
         running.spawn(worker.work(step * place));
     }
 
-    let mut signals = Signals::new()?;
+    let mut signals =
+        Signals::new().map_err(|source| Error::System { action: "listen for signals", source })?;
     let mut progress = Progress::new(settings, start);
     let mut tick = tokio::time::interval(progress.every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -324,19 +325,17 @@ async fn at(moment: Option<tokio::time::Instant>) {
 }
 
 /// The signals that ask the run to end.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Error> {
-        let listen =
-            |kind| signal(kind).map_err(|source| Error::System { action: "listen for signals", source });
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -391,6 +390,6 @@ impl Progress {
 }
 
 /// Processor time that this process has used, user and system.
-fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! `certeus`, the command line of the ledger. Owns the definition of the commands and the exit status; each command
-//! is a module of its own. Read next: `load.rs`, `verify.rs`.
+//! is a module of its own. Read next: `load.rs`, `verify.rs`, `audit.rs`.
 
+mod audit;
 mod http;
 mod input;
 mod key;
@@ -29,6 +30,8 @@ enum Command {
     Key(key::Command),
     /// Check an event, a checkpoint, or that a log only grew, without trusting its server.
     Verify(Box<verify::Args>),
+    /// Check every event of a ledger in its database against what was signed.
+    Audit(Box<audit::Args>),
     /// Print the completion script of a shell.
     ///
     /// For bash: certeus completions bash > /etc/bash_completion.d/certeus
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
             }
         },
         Command::Verify(args) => ExitCode::from(verify::run(&args)),
+        Command::Audit(args) => ExitCode::from(audit::run(&args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "certeus", &mut io::stdout());
             ExitCode::SUCCESS

@@ -192,22 +192,9 @@ fn read_note(source: &str) -> Result<SignedNote, Error> {
 }
 
 fn trust(args: &Args) -> Result<Trust, Error> {
-    let keys = all_keys(&args.key)?;
-    let witnesses = all_keys(&args.witness)?;
-    let origin = match &args.origin {
-        Some(origin) => origin.clone(),
-        None => {
-            let name = keys[0].name();
-            if let Some(other) = keys.iter().find(|key| key.name() != name) {
-                let text = format!(
-                    "the keys are of two logs, {name:?} and {:?}: say which with --origin",
-                    other.name()
-                );
-                return Err(Error::Usage(text));
-            }
-            name.to_owned()
-        }
-    };
+    let keys = input::all_keys(&args.key)?;
+    let witnesses = input::all_keys(&args.witness)?;
+    let origin = input::origin(args.origin.as_deref(), &keys).map_err(Error::Usage)?;
     let threshold = args.witness_threshold.unwrap_or(witnesses.len());
     if threshold > witnesses.len() {
         let text = format!("--witness-threshold is {threshold}, but there are {} witnesses", witnesses.len());
@@ -220,16 +207,4 @@ fn trust(args: &Args) -> Result<Trust, Error> {
     let seen = trust.clone().of_any_age().open(&read_note(source)?);
     let seen = seen.map_err(|refusal| Refusal::Seen(Box::new(refusal)))?.checkpoint;
     Ok(Trust { seen: Some(seen), ..trust })
-}
-
-fn all_keys(sources: &[String]) -> Result<Vec<certeus_tlog::note::VerifierKey>, Error> {
-    let mut keys = Vec::new();
-    for source in sources {
-        for key in input::keys(source)? {
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
-    }
-    Ok(keys)
 }

@@ -230,11 +230,13 @@ pub(crate) fn records(audit: &StoredEvent, erased: &StoredEvent) -> bool {
     else {
         return false;
     };
+    audit.index == erasure.audit_index && says(&audit.kind, payload, erased.id, &erasure.reason)
+}
+
+/// Whether an event's type and payload are the record of this erasure.
+pub(crate) fn says(kind: &str, payload: &[u8], erased: Uuid, reason: &str) -> bool {
     let Ok(text) = serde_json::from_slice::<Value>(payload) else { return false };
-    audit.kind == AUDIT_TYPE
-        && text["event_id"] == erased.id.to_string()
-        && text["reason"] == erasure.reason
-        && audit.index == erasure.audit_index
+    kind == AUDIT_TYPE && text["event_id"] == erased.to_string() && text["reason"] == reason
 }
 
 /// Destroys an event's salt, and the secret that gives it; the other events of the batch keep theirs.

@@ -12,6 +12,7 @@
 //! commit's own transaction makes it so.
 //! Behind the commits, `sealer` extends the Merkle tree and signs it, and `log` serves checkpoints, tiles and proofs.
 
+pub mod audit;
 pub mod envelope;
 pub mod field;
 pub mod id;

@@ -57,6 +57,11 @@ fn sql(action: &'static str) -> impl Fn(Error) -> SchemaError {
     move |source| SchemaError::Sql { action, source }
 }
 
+/// The version that this software knows.
+pub(crate) fn version() -> i32 {
+    i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
+}
+
 /// Brings the schema up to date and makes sure that the ledger has a head.
 pub(crate) async fn migrate(client: &mut Client, ledger: &str) -> Result<(), SchemaError> {
     let fsync: String = client.query_one("SHOW fsync", &[]).await.map_err(sql("read a setting"))?.get(0);

@@ -77,6 +77,14 @@ fn a_file_of_events_comes_back_unchanged_however_it_was_sent() {
         (&json!(7501), &json!("a"), &json!({"type":"a","timestamp":1_769_860_800}))
     );
     assert_eq!(event["timestamp"], "2026-01-31T12:00:00Z");
+
+    let path = format!("/v1/ledger/events/{second}");
+    let accept = [("accept", "application/octet-stream")];
+    let stored = request(pod.api, "GET", &path, &accept, b"");
+    assert_eq!((stored.status, stored.header("content-type")), (200, Some("application/octet-stream")));
+    assert_eq!(stored.body, EVENT.as_bytes());
+    let decrypted = request(pod.api, "GET", &format!("{path}?decrypt=true"), &accept, b"");
+    assert!(matches!(decrypted.status, 400 | 403), "{decrypted:?}");
 }
 
 #[test]

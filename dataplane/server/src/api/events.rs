@@ -352,19 +352,27 @@ impl<'a> EventReply<'a> {
     }
 }
 
+/// What asks for an event's stored bytes.
+const BYTES: &str = "application/octet-stream";
+
 /// Returns one event, checked against what was committed to.
 ///
 /// What was committed to, and what proofs cover, is the event as stored: encrypted fields are strings there that begin with
 /// `certeus:enc:v1:`. Callers with the second API key get such fields decrypted, and `decrypted` says so; with
 /// `decrypt=false` they get the stored bytes, too.
+///
+/// With `Accept: application/octet-stream` the reply is the event's stored bytes and nothing else, as `certeus verify` takes them.
 #[utoipa::path(
     get,
     path = "/v1/ledger/events/{id}",
     params(("id" = Uuid, Path, description = "The event's id"), DecryptQuery),
     responses(
-        (status = 200, description = "The event", body = EventReply, headers(
+        (status = 200, description = "The event", headers(
             ("Certeus-Archived" = String, description = "`true` when it was read from the archive"),
             ("Certeus-Decrypted" = String, description = "`true` when encrypted fields are shown decrypted"),
+        ), content(
+            (EventReply = "application/json"),
+            (Vec<u8> = "application/octet-stream"),
         )),
         (status = 400, description = "Not a UUID, or a parameter is not valid", body = Problem),
         (status = 403, description = "`decrypt=true` with an API key that does not decrypt", body = Problem),
@@ -379,9 +387,15 @@ pub(crate) async fn get_one(
     Extension(access): Extension<Access>,
     Path(id): Path<String>,
     query: Result<Query<DecryptQuery>, QueryRejection>,
+    headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(DecryptQuery { decrypt }) = query.map_err(bad_query)?;
     let wanted = decrypt::is_wanted(access, decrypt)?;
+    let as_stored = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == BYTES.as_bytes());
+    if as_stored && decrypt == Some(true) {
+        let detail = format!("{BYTES} is the event as stored, which is never decrypted");
+        return Err(Error::new(Code::InvalidRequest, detail));
+    }
     let id = event_id(&id)?;
     let event = app.ledger.event(id).await?;
     let event = event.ok_or_else(|| Error::new(Code::NotFound, format!("there is no event {id}")))?;
@@ -389,6 +403,10 @@ pub(crate) async fn get_one(
         return Err(Error::erased(erasure));
     }
     let archived = event.archived;
+    if let (true, Content::Intact { payload, .. }) = (as_stored, &event.content) {
+        let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static(BYTES))];
+        return Ok((content_type, payload.clone()).into_response());
+    }
     let seen = decrypt::see(&app.ledger, vec![event], wanted)?;
     let mut response = json(&EventReply::new(&seen[0])?).into_response();
     if archived {

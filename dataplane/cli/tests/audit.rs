@@ -1,0 +1,94 @@
+//! `certeus audit` as its users run it, against a real PostgreSQL. What it finds is tested with the audit itself; here are
+//! its output, its exit status, and the file of a saved audit.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use bytes::Bytes;
+use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
+use certeus_ledger::{Availability, Config, Database, Ledger, QueueConfig};
+use certeus_localpg::LocalPg;
+use certeus_tlog::note::{Algorithm, SignerKey};
+use serde_json::Value;
+use tokio_postgres::NoTls;
+
+async fn fill(url: &str) {
+    let config = Config {
+        name: "default".to_owned(),
+        database: Database::from_url(url).unwrap(),
+        writers: 1,
+        read_connections: 1,
+        queue: QueueConfig {
+            queue_events_max: 1000,
+            queue_bytes_max: 1 << 20,
+            batch_events: 1000,
+            batch_bytes: 1 << 20,
+            batch_timeout: Duration::from_millis(1),
+        },
+        encryption: None,
+        log: None,
+    };
+    let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
+    let mut changes = ledger.watch_availability();
+    let available = changes.wait_for(|now| *now == Availability::Available);
+    tokio::time::timeout(Duration::from_secs(30), available).await.expect("available in time").unwrap();
+    let body = Bytes::from("{\"type\":\"a\",\"timestamp\":5}\n".repeat(300));
+    let limits = Limits { request_events_max: 1000, event_bytes_max: 1000, encrypted_fields: None };
+    let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
+    ledger.append(parsed.submission.unwrap()).await.unwrap();
+    ledger.close();
+    tokio::time::timeout(Duration::from_secs(30), tasks.finished()).await.expect("drains in time");
+}
+
+fn audit(dir: &Path, url: &str, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_certeus"))
+        .arg("audit")
+        .args(arguments)
+        .current_dir(dir)
+        .env("CERTEUS_DB_URL", url)
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exit_status_and_the_report_say_what_was_found() {
+    let pg = LocalPg::start(&certeus_localpg::Options::default()).unwrap();
+    let url = pg.url();
+    fill(&url).await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [1; 32]).unwrap();
+    let vkey = key.verifier().to_string();
+
+    let clean = audit(dir.path(), &url, &["--key", &vkey, "--state", "state", "--json"]);
+    let report: Value = serde_json::from_slice(&clean.stdout).unwrap();
+    assert_eq!(clean.status.code(), Some(0), "{report}");
+    assert_eq!(
+        (&report["clean"], &report["rehashed"], &report["confirmed"]),
+        (&true.into(), &300.into(), &0.into())
+    );
+    assert!(!dir.path().join("state").exists(), "what is finished needs no going on");
+
+    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let alter = "UPDATE certeus.events SET payload = payload || ' ' WHERE id = \
+         (SELECT id FROM certeus.event_log WHERE index = 7) RETURNING id::text";
+    let id: String = client.query_one(alter, &[]).await.unwrap().get(0);
+    let altered = audit(dir.path(), &url, &["--key", &vkey]);
+    let text = String::from_utf8(altered.stdout).unwrap();
+    assert_eq!(altered.status.code(), Some(1), "{text}");
+    assert!(text.contains(&format!("event-altered: event 7 ({id})")), "{text}");
+    assert!(text.contains("not signed    300 events"), "{text}");
+
+    let code = |arguments: &[&str]| audit(dir.path(), &url, arguments).status.code();
+    std::fs::write(dir.path().join("state"), "{}").unwrap();
+    assert_eq!(code(&["--key", &vkey, "--state", "state"]), Some(2), "not a saved audit");
+    assert_eq!(code(&["--key", "nothing"]), Some(2));
+    assert_eq!(code(&["--key", &vkey, "--checkpoint", "missing"]), Some(2));
+    assert_eq!(code(&["--key", &vkey, "--ledger", "other"]), Some(2));
+    assert_eq!(code(&["--key", &vkey, "--jobs", "0"]), Some(2));
+    let away = audit(dir.path(), "postgres://u:hidden@127.0.0.1:1/db", &["--key", &vkey]);
+    assert_eq!(away.status.code(), Some(3));
+    assert!(!String::from_utf8(away.stderr).unwrap().contains("hidden"));
+}
