@@ -84,7 +84,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "network-database",
         about: "delay, partition, half-open connections and lost replies between pods and database",
-        short_rounds: 6,
+        short_rounds: 5,
         long_rounds: 400,
         run: network::database,
     },
