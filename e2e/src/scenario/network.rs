@@ -62,10 +62,11 @@ pub(super) fn database(run: &mut Run) -> Result<Verdict> {
 /// A commit whose confirmation is lost, and no way to ask for longer than a request waits: its outcome is unknown.
 fn lose_a_confirmation(network: &Proxy, dice: &mut Dice) -> Result<()> {
     let sprung = network.sprung();
-    network.cut_at(Direction::ToClient, dice.pick(CONFIRMATIONS), false, Cut::Both);
+    let confirmation: &&[u8] = dice.pick(CONFIRMATIONS);
+    network.cut_at(Direction::ToClient, confirmation, false, Cut::Both);
     wait_for("a commit", Duration::from_secs(30), || Ok(network.sprung() > sprung))?;
     network.partition();
-    sleep(dice.millis(6_000, 13_000));
+    sleep(dice.millis(10_500, 13_000));
     Ok(())
 }
 
