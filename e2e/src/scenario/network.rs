@@ -44,18 +44,23 @@ const APPENDS: &[(Direction, &[u8])] = &[
 
 pub(super) fn database(run: &mut Run) -> Result<Verdict> {
     let sprung = Cell::new(0);
-    let tally =
-        torment(run, &Setup::default(), &Habits { large_one_in: 12, ..Habits::default() }, |world| {
-            let before = world.network.sprung();
+    let habits = Habits { large_one_in: 20, ..Habits::default() };
+    let round = Cell::new(0);
+    let tally = torment(run, &Setup::default(), &habits, |world| {
+        let before = world.network.sprung();
+        if round.replace(round.get() + 1) % LONG_DOUBT_EVERY == 0 {
+            lose_a_confirmation(&world.network, &mut world.dice)?;
+        } else {
             break_network(&world.network, &mut world.dice, COMMITS);
             // Longer than an attempt at a commit may take, now and then.
             let longest = if world.dice.one_in(6) { 8000 } else { 1500 };
             sleep(world.dice.millis(50, longest));
-            sprung.set(sprung.get() + world.network.sprung() - before);
-            world.network.heal();
-            sleep(world.dice.millis(0, 1500));
-            Ok(())
-        })?;
+        }
+        sprung.set(sprung.get() + world.network.sprung() - before);
+        world.network.heal();
+        sleep(world.dice.millis(0, 1500));
+        Ok(())
+    })?;
     Ok(Verdict::Held(format!("{tally}; {} connections cut at a chosen byte", sprung.get())))
 }
 
