@@ -2,12 +2,13 @@
 //!
 //! Uses no code of the ledger. Reports at most [`REPORTED_MAX`] violations of a kind, since one cause can have thousands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use crate::envelope::{ENTRY_BYTES, Envelope};
 use crate::event::Event;
 use crate::journal::{Entry, Name, Outcome, Sequence};
+use crate::log::{self, Shown};
 use crate::snapshot::{Batch, Snapshot};
 
 /// Violations of one kind that are listed.
@@ -38,6 +39,10 @@ pub enum Rule {
     Refused,
     /// Events carry the sequence that their producer gave them, and a producer's requests stand in its order.
     Producer,
+    /// Every checkpoint that was ever shown is the root of what is in the database.
+    Checkpoint,
+    /// What was acknowledged as sealed is covered by a checkpoint.
+    Sealed,
     /// What was sent after an acknowledgement stands behind it.
     Order,
 }
@@ -106,6 +111,32 @@ pub fn check(snapshot: &Snapshot, entries: &[Entry]) -> Violations {
     }
     check_order(&places, &mut violations);
     check_producers(&places, &mut violations);
+    violations
+}
+
+/// Checks every checkpoint that was ever shown. All of them being roots of one sequence of entries, each is consistent
+/// with every later one.
+#[must_use]
+pub fn check_log(snapshot: &Snapshot, entries: &[Entry], shown: &BTreeSet<Shown>) -> Violations {
+    let mut violations = Violations::default();
+    let sizes = shown.iter().map(|shown| shown.size).collect();
+    let in_order = snapshot.batches.iter().flat_map(|batch| batch.entries.chunks(ENTRY_BYTES));
+    let roots = log::roots(in_order, &sizes);
+    for Shown { size, root } in shown {
+        if roots.get(size) != Some(root) {
+            violations.add(Rule::Checkpoint, || {
+                let known = if roots.contains_key(size) { "another root" } else { "fewer events" };
+                format!("a checkpoint over {size} events was shown, and the database has {known}")
+            });
+        }
+    }
+    let covered = sizes.last().copied().unwrap_or(0);
+    for entry in entries {
+        let Outcome::Acknowledged { receipt, .. } = &entry.outcome else { continue };
+        if receipt.ack == "sealed" && receipt.first_index + receipt.count > covered {
+            violations.add(Rule::Sealed, || format!("{receipt:?}, but checkpoints end at {covered}"));
+        }
+    }
     violations
 }
 
@@ -234,7 +265,8 @@ fn check_request(entry: &Entry, places: &Places<'_>, violations: &mut Violations
             let index = i64::try_from(receipt.first_index + position).unwrap_or(i64::MAX);
             Some(Place { index, id: first_id + u128::from(position) })
         });
-        if receipt.count != *count || receipt.ack != "committed" || !expected.eq(found.iter().copied()) {
+        let known = matches!(&receipt.ack[..], "committed" | "sealed");
+        if receipt.count != *count || !known || !expected.eq(found.iter().copied()) {
             violations.add(Rule::Acknowledged, || {
                 let there = found.iter().flatten().count();
                 let first = found.first();

@@ -56,8 +56,14 @@ impl Targets {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<SocketAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn pick(&self, dice: &mut Dice) -> Option<SocketAddr> {
-        let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let addresses = self.all();
         (!addresses.is_empty()).then(|| *dice.pick(&addresses))
     }
 }

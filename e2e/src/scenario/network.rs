@@ -48,7 +48,7 @@ pub(super) fn database(run: &mut Run) -> Result<Verdict> {
     let round = Cell::new(0);
     let tally = torment(run, &Setup::default(), &habits, |world| {
         let before = world.network.sprung();
-        if round.replace(round.get() + 1) % LONG_DOUBT_EVERY == 0 {
+        if round.replace(round.get() + 1).is_multiple_of(LONG_DOUBT_EVERY) {
             lose_a_confirmation(&world.network, &mut world.dice)?;
         } else {
             break_network(&world.network, &mut world.dice, COMMITS);
