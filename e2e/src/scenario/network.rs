@@ -45,7 +45,7 @@ const APPENDS: &[(Direction, &[u8])] = &[
 pub(super) fn database(run: &mut Run) -> Result<Verdict> {
     let sprung = Cell::new(0);
     let habits = Habits { large_one_in: 20, ..Habits::default() };
-    let round = Cell::new(0);
+    let round = Cell::new(0_u32);
     let tally = torment(run, &Setup::default(), &habits, |world| {
         let before = world.network.sprung();
         if round.replace(round.get() + 1).is_multiple_of(LONG_DOUBT_EVERY) {
