@@ -38,11 +38,13 @@ pub struct Habits {
     pub reply_timeout: Duration,
     /// One in so many requests is large enough for a COPY.
     pub large_one_in: u64,
+    /// Whether some clients name their requests.
+    pub named: bool,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40 }
+        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40, named: true }
     }
 }
 
@@ -83,7 +85,7 @@ impl Recorder {
         let clients = (0..CLIENTS)
             .map(|number| {
                 let mut worker = Worker {
-                    naming: Naming::of(number, dice),
+                    naming: if habits.named { Naming::of(number, dice) } else { Naming::None },
                     habits: habits.clone(),
                     targets: targets.clone(),
                     journal: Arc::clone(journal),

@@ -55,10 +55,17 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "clock-jump",
-        about: "wall clocks of pods jump by minutes to decades, in both directions",
-        short_rounds: 8,
+        about: "wall clocks of pods jump by up to twelve hours, in both directions",
+        short_rounds: 6,
         long_rounds: 200,
         run: pods::clock_jump,
+    },
+    Scenario {
+        name: "clock-leap",
+        about: "the same by days to decades; only for requests without a name, which is remembered by the day",
+        short_rounds: 6,
+        long_rounds: 200,
+        run: pods::clock_leap,
     },
     Scenario {
         name: "backend-kill",

@@ -37,6 +37,7 @@ scenarios! {
     pod_restart = "pod-restart",
     pod_freeze = "pod-freeze",
     clock_jump = "clock-jump",
+    clock_leap = "clock-leap",
     backend_kill = "backend-kill",
     postgres_crash = "postgres-crash",
     disk_full = "disk-full",
