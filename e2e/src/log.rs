@@ -114,6 +114,15 @@ impl Watcher {
     }
 }
 
+impl Watcher {
+    /// What the pod at this address covers, if it has shown anything.
+    #[must_use]
+    pub fn newest(&self, pod: SocketAddr) -> Option<u64> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.newest.get(&pod).copied()
+    }
+}
+
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);

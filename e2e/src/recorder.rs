@@ -23,6 +23,8 @@ const GIVE_UP_ONE_IN: u64 = 20;
 const NEW_LIFE_ONE_IN: u64 = 40;
 /// One in so many acknowledged requests with a name is sent again.
 const REPEAT_ONE_IN: u64 = 10;
+/// One in so many requests without a name waits for its checkpoint.
+const SEALED_ONE_IN: u64 = 10;
 /// What a client still gets to end its last request once it is to stop.
 const LAST_REQUEST: Duration = Duration::from_secs(30);
 
@@ -202,8 +204,10 @@ impl Worker {
         let body = body(entry.first_number, count, lines);
         let headers = headers(&entry, lines);
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, &value[..])).collect();
-        let request =
-            Request { method: "POST", path: "/v1/ledger/events", headers: &headers, body: body.as_bytes() };
+        // A reply that waits for a checkpoint may say how far it got, and so differ from the first.
+        let sealed = entry.name == Name::None && self.dice.one_in(SEALED_ONE_IN);
+        let path = if sealed { "/v1/ledger/events?ack=sealed" } else { "/v1/ledger/events" };
+        let request = Request { method: "POST", path, headers: &headers, body: body.as_bytes() };
         let mut stopped_at = None;
         // Whether an attempt may have been stored.
         let mut doubt = false;
@@ -307,7 +311,7 @@ fn interpret(reply: &Reply) -> Verdict {
             Err(_) => surprise(),
         },
         (503, "outcome-unknown") => Verdict::Unknown,
-        (408 | 429, _) | (503, "unavailable" | "draining") => Verdict::Refused,
+        (408 | 429, _) | (503, "unavailable" | "draining" | "log-refused") => Verdict::Refused,
         _ => surprise(),
     }
 }

@@ -24,7 +24,8 @@ macro_rules! scenarios {
         #[test]
         fn every_scenario_has_a_short_form() {
             let mut tested = vec![$($name),+];
-            let mut known: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+            let short = ALL.iter().filter(|scenario| scenario.short_rounds > 0);
+            let mut known: Vec<&str> = short.map(|scenario| scenario.name).collect();
             tested.sort_unstable();
             known.sort_unstable();
             assert_eq!(tested, known);
@@ -44,4 +45,7 @@ scenarios! {
     network_database = "network-database",
     network_clients = "network-clients",
     tamper_read = "tamper-read",
+    sealer_kill = "sealer-kill",
+    old_backup = "old-backup",
+    rewrite = "rewrite",
 }
