@@ -138,6 +138,13 @@ pub const ALL: &[Scenario] = &[
         long_rounds: 10,
         run: sealing::rewrite,
     },
+    Scenario {
+        name: "removed-event",
+        about: "the row of one event disappears: a read of the event says so",
+        short_rounds: 1,
+        long_rounds: 1,
+        run: sealing::remove_event,
+    },
 ];
 
 /// Starts a world for every stretch of rounds, sends events, does `round` again and again, and checks everything.

@@ -18,8 +18,8 @@ fn short(name: &str) {
 }
 
 macro_rules! scenarios {
-    ($($test:ident = $name:literal),+ $(,)?) => {
-        $(#[test] fn $test() { short($name); })+
+    ($($(#[$ignored:meta])? $test:ident = $name:literal),+ $(,)?) => {
+        $(#[test] $(#[$ignored])? fn $test() { short($name); })+
 
         #[test]
         fn every_scenario_has_a_short_form() {
@@ -48,4 +48,6 @@ scenarios! {
     sealer_kill = "sealer-kill",
     old_backup = "old-backup",
     rewrite = "rewrite",
+    #[ignore = "reading an event whose row was deleted gives 404, although its batch says that it must be there"]
+    removed_event = "removed-event",
 }

@@ -162,13 +162,20 @@ const REWRITES: &[Rewrite] = &[
     Rewrite::EventAndEntry,
     Rewrite::SwappedBatches,
     Rewrite::RemovedBatch,
-    Rewrite::RemovedEvent,
     Rewrite::Tile,
     Rewrite::OtherKey,
     Rewrite::StolenKey,
 ];
 
 pub(super) fn rewrite(run: &mut Run) -> Result<Verdict> {
+    rewrite_as(run, REWRITES)
+}
+
+pub(super) fn remove_event(run: &mut Run) -> Result<Verdict> {
+    rewrite_as(run, &[Rewrite::RemovedEvent])
+}
+
+fn rewrite_as(run: &mut Run, kinds: &[Rewrite]) -> Result<Verdict> {
     let mut found = 0;
     for (number, segment) in run.segments().into_iter().enumerate() {
         let part = format!("part-{number}");
@@ -182,7 +189,7 @@ pub(super) fn rewrite(run: &mut Run) -> Result<Verdict> {
         world.postgres.back_up(&truth)?;
         for at in segment {
             run.progress(at);
-            for kind in REWRITES {
+            for kind in kinds {
                 for pod in 0..world.pod_count() {
                     world.kill_pod(pod)?;
                 }
@@ -260,8 +267,12 @@ fn apply(world: &mut World, kind: Rewrite) -> Result<Vec<u128>> {
             Ok(vec![row.id])
         }
         Rewrite::SwappedBatches => {
-            let same = |other: &&Batch| other.event_count == batch.event_count && other.id != batch.id;
-            let other = snapshot.batches.iter().find(same).context("no second batch of this size")?;
+            let batches = &snapshot.batches;
+            let twin = |batch: &Batch| {
+                let same = |other: &&Batch| other.event_count == batch.event_count && other.id != batch.id;
+                Some((batch.clone(), batches.iter().find(same)?))
+            };
+            let (batch, other) = batches.iter().find_map(twin).context("no two batches of one size")?;
             let place = "UPDATE certeus.batches SET first_index = $1 WHERE batch_id = $2::text::uuid";
             sql.execute(place, &[&-1_i64, &hex(batch.id)])?;
             sql.execute(place, &[&batch.first_index, &hex(other.id)])?;
