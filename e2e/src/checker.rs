@@ -2,12 +2,13 @@
 //!
 //! Uses no code of the ledger. Reports at most [`REPORTED_MAX`] violations of a kind, since one cause can have thousands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use crate::envelope::{ENTRY_BYTES, Envelope};
 use crate::event::Event;
-use crate::journal::{Entry, Outcome};
+use crate::journal::{Entry, Name, Outcome, Sequence};
+use crate::log::{self, Shown};
 use crate::snapshot::{Batch, Snapshot};
 
 /// Violations of one kind that are listed.
@@ -36,6 +37,12 @@ pub enum Rule {
     Whole,
     /// What was refused is not there.
     Refused,
+    /// Events carry the sequence that their producer gave them, and a producer's requests stand in its order.
+    Producer,
+    /// Every checkpoint that was ever shown is the root of what is in the database.
+    Checkpoint,
+    /// What was acknowledged as sealed is covered by a checkpoint.
+    Sealed,
     /// What was sent after an acknowledgement stands behind it.
     Order,
 }
@@ -103,6 +110,33 @@ pub fn check(snapshot: &Snapshot, entries: &[Entry]) -> Violations {
         check_request(entry, &places, &mut violations);
     }
     check_order(&places, &mut violations);
+    check_producers(&places, &mut violations);
+    violations
+}
+
+/// Checks every checkpoint that was ever shown. All of them being roots of one sequence of entries, each is consistent
+/// with every later one.
+#[must_use]
+pub fn check_log(snapshot: &Snapshot, entries: &[Entry], shown: &BTreeSet<Shown>) -> Violations {
+    let mut violations = Violations::default();
+    let sizes = shown.iter().map(|shown| shown.size).collect();
+    let in_order = snapshot.batches.iter().flat_map(|batch| batch.entries.chunks(ENTRY_BYTES));
+    let roots = log::roots(in_order, &sizes);
+    for Shown { size, root } in shown {
+        if roots.get(size) != Some(root) {
+            violations.add(Rule::Checkpoint, || {
+                let known = if roots.contains_key(size) { "another root" } else { "fewer events" };
+                format!("a checkpoint over {size} events was shown, and the database has {known}")
+            });
+        }
+    }
+    let covered = sizes.last().copied().unwrap_or(0);
+    for entry in entries {
+        let Outcome::Acknowledged { receipt, .. } = &entry.outcome else { continue };
+        if receipt.ack == "sealed" && receipt.first_index + receipt.count > covered {
+            violations.add(Rule::Sealed, || format!("{receipt:?}, but checkpoints end at {covered}"));
+        }
+    }
     violations
 }
 
@@ -123,12 +157,13 @@ fn check_indexes(snapshot: &Snapshot, violations: &mut Violations) {
 
 /// Rows against their batches, and against what was sent.
 fn check_rows<'a>(snapshot: &Snapshot, entries: &'a [Entry], violations: &mut Violations) -> Places<'a> {
-    let batches: HashMap<u128, &Batch> = snapshot.batches.iter().map(|batch| (batch.id, batch)).collect();
+    let batches: HashMap<u128, (&Batch, HashMap<u32, Sequence>)> =
+        snapshot.batches.iter().map(|batch| (batch.id, (batch, sequences(batch, violations)))).collect();
     let sent: u64 = entries.iter().map(|entry| entry.count).sum();
     let mut seen: HashMap<u128, Seen> = HashMap::new();
     let mut places = Places { by_number: HashMap::new(), entries };
     for row in &snapshot.rows {
-        let Some(batch) = batches.get(&(row.id & !POSITION_MASK)) else {
+        let Some((batch, sequences)) = batches.get(&(row.id & !POSITION_MASK)) else {
             violations.add(Rule::Complete, || format!("event {:032x} has no batch", row.id));
             continue;
         };
@@ -136,16 +171,19 @@ fn check_rows<'a>(snapshot: &Snapshot, entries: &'a [Entry], violations: &mut Vi
         let place = Place { index: batch.first_index + i64::from(position), id: row.id };
         seen.entry(batch.id).or_default().add(row.time);
 
+        let sequence = sequences.get(&position);
         let envelope = Envelope {
             ledger: &snapshot.ledger,
             id: row.id,
             kind: &row.kind,
             time: row.time,
+            sequence: sequence.map(|sequence| (&sequence.producer[..], sequence.epoch, sequence.number)),
             payload: &row.payload,
         };
         let start = position as usize * ENTRY_BYTES;
         let stored = batch.entries.get(start..start + ENTRY_BYTES);
-        if stored != Some(&envelope.entry(&batch.secret, position)[..]) {
+        let computed = batch.salt(position).map(|salt| envelope.entry(&salt));
+        if computed.is_none() || stored != computed.as_ref().map(|entry| &entry[..]) {
             violations.add(Rule::Entry, || {
                 format!("event {:032x} at index {} does not match its entry", row.id, place.index)
             });
@@ -161,6 +199,11 @@ fn check_rows<'a>(snapshot: &Snapshot, entries: &'a [Entry], violations: &mut Vi
             });
             continue;
         };
+        let given = places.request_of(number).and_then(|request| sequence_of(request, number));
+        if sequence != given.as_ref() {
+            violations
+                .add(Rule::Producer, || format!("event {number} has {sequence:?} instead of {given:?}"));
+        }
         if let Some(other) = places.by_number.insert(number, place) {
             violations.add(Rule::Once, || format!("event {number} is at {other:?} and at {place:?}"));
         }
@@ -177,6 +220,19 @@ fn check_rows<'a>(snapshot: &Snapshot, entries: &'a [Entry], violations: &mut Vi
         }
     }
     places
+}
+
+fn sequences(batch: &Batch, violations: &mut Violations) -> HashMap<u32, Sequence> {
+    batch.sequences().unwrap_or_else(|| {
+        violations.add(Rule::Producer, || format!("batch {:032x} has unreadable producers", batch.id));
+        HashMap::new()
+    })
+}
+
+/// What a producer gave the event with this number of its request.
+fn sequence_of(request: &Entry, number: u64) -> Option<Sequence> {
+    let Name::Sequence(first) = &request.name else { return None };
+    Some(Sequence { number: first.number + number - request.first_number, ..first.clone() })
 }
 
 struct Seen {
@@ -209,7 +265,8 @@ fn check_request(entry: &Entry, places: &Places<'_>, violations: &mut Violations
             let index = i64::try_from(receipt.first_index + position).unwrap_or(i64::MAX);
             Some(Place { index, id: first_id + u128::from(position) })
         });
-        if receipt.count != *count || receipt.ack != "committed" || !expected.eq(found.iter().copied()) {
+        let known = matches!(&receipt.ack[..], "committed" | "sealed");
+        if receipt.count != *count || !known || !expected.eq(found.iter().copied()) {
             violations.add(Rule::Acknowledged, || {
                 let there = found.iter().flatten().count();
                 let first = found.first();
@@ -267,7 +324,32 @@ fn check_order(places: &Places<'_>, violations: &mut Violations) {
     }
 }
 
-impl Places<'_> {
+/// Whatever was given up, repeated or fenced in between: a producer's later request never stands before an earlier one.
+fn check_producers(places: &Places<'_>, violations: &mut Violations) {
+    let mut stored: Vec<(&Sequence, i64)> = places
+        .entries
+        .iter()
+        .filter_map(|entry| match &entry.name {
+            Name::Sequence(first) => Some((first, places.by_number.get(&entry.first_number)?.index)),
+            Name::None | Name::Key(_) => None,
+        })
+        .collect();
+    stored.sort_unstable();
+    for pair in stored.windows(2) {
+        let [(earlier, before), (later, after)] = pair else { continue };
+        if earlier.producer == later.producer && before >= after {
+            violations.add(Rule::Producer, || format!("{later:?} is at {after}, {earlier:?} at {before}"));
+        }
+    }
+}
+
+impl<'a> Places<'a> {
+    /// The request that an event was sent with; requests are numbered in the order of the journal.
+    fn request_of(&self, number: u64) -> Option<&'a Entry> {
+        let after = self.entries.partition_point(|entry| entry.first_number <= number);
+        self.entries[..after].last().filter(|entry| number < entry.first_number + entry.count)
+    }
+
     fn of(&self, entry: &Entry) -> Vec<Option<Place>> {
         (entry.first_number..)
             .zip(0..entry.count)

@@ -45,9 +45,34 @@ pub enum Outcome {
     NotStored,
 }
 
+/// How a client named its request, so that it might send it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Name {
+    /// Not at all.
+    None,
+    /// By an idempotency key.
+    Key(String),
+    /// By a producer's sequence.
+    Sequence(Sequence),
+}
+
+/// Where a producer is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Sequence {
+    /// The producer's id.
+    pub producer: String,
+    /// Its life.
+    pub epoch: u32,
+    /// Number of the request's first event.
+    pub number: u64,
+}
+
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Entry {
+    /// Its name.
+    pub name: Name,
     /// Number of its first event; the others count up.
     pub first_number: u64,
     /// Number of events.
@@ -76,7 +101,7 @@ struct Inner {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Line<'a> {
-    Sent { request: usize, first_number: u64, count: u64, at: u64 },
+    Sent { request: usize, first_number: u64, count: u64, name: &'a Name, at: u64 },
     Ended { request: usize, outcome: &'a Outcome },
     Surprise { text: &'a str, at: u64 },
 }
@@ -92,17 +117,19 @@ impl Journal {
         Ok(Self { begun: Instant::now(), inner: Mutex::new(inner) })
     }
 
-    /// Notes a new request of so many events, before it is sent.
-    pub fn sent(&self, count: u64) -> (Ticket, u64) {
+    /// Notes a new request of so many events, before it is sent. Its name follows from its first number.
+    pub fn sent(&self, count: u64, name: impl FnOnce(u64) -> Name) -> (Ticket, Entry) {
         let mut inner = self.lock();
         // Under the lock, so that the clock and the order of the lines agree.
         let at = self.now();
         let first_number = inner.next_number;
         inner.next_number += count;
-        inner.entries.push(Entry { first_number, count, sent_at: at, outcome: Outcome::Unknown });
-        let request = inner.entries.len() - 1;
-        inner.write(&Line::Sent { request, first_number, count, at });
-        (Ticket(request), first_number)
+        let request = inner.entries.len();
+        let name = name(first_number);
+        inner.write(&Line::Sent { request, first_number, count, name: &name, at });
+        let entry = Entry { name, first_number, count, sent_at: at, outcome: Outcome::Unknown };
+        inner.entries.push(entry.clone());
+        (Ticket(request), entry)
     }
 
     /// Notes a receipt.

@@ -16,6 +16,7 @@ pub mod event;
 pub mod http;
 pub mod interrupt;
 pub mod journal;
+pub mod log;
 pub mod pod;
 pub mod postgres;
 pub mod programs;

@@ -82,6 +82,10 @@ fn torture(options: &Options) -> ExitCode {
         }
         let usual = if options.short { scenario.short_rounds } else { scenario.long_rounds };
         let rounds = options.rounds.unwrap_or(usual);
+        if rounds == 0 {
+            table.push(format!("{:<18} has no short form", scenario.name));
+            continue;
+        }
         let started = Instant::now();
         let (word, text) = match run(scenario, seed, rounds, &options.dir) {
             Verdict::Held(text) => ("held", text),

@@ -1,7 +1,8 @@
 //! Clients that send events through every fault and write down what they are promised.
 //!
-//! A request whose outcome is unknown is never sent again; one that was refused, or cannot have arrived, is sent again
-//! as it is: if a refusal had stored it after all, the checker would find it twice.
+//! A request that was refused, or cannot have arrived, is sent again as it is: if a refusal had stored it after all, the
+//! checker would find it twice. One whose outcome is unknown is sent again only by the clients that name their requests:
+//! some by keys, some by a producer's sequence. These repeat now and then what was acknowledged, and expect the same reply.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +15,16 @@ use anyhow::{Result, bail};
 use crate::dice::Dice;
 use crate::event::Event;
 use crate::http::{Client, Exchange, Reply, Request};
-use crate::journal::{Journal, Receipt};
+use crate::journal::{Entry, Journal, Name, Receipt, Sequence};
 
+/// A client that names its requests gives one in doubt up after so many attempts, on average.
+const GIVE_UP_ONE_IN: u64 = 20;
+/// A producer begins a new life after so many requests, on average.
+const NEW_LIFE_ONE_IN: u64 = 40;
+/// One in so many acknowledged requests with a name is sent again.
+const REPEAT_ONE_IN: u64 = 10;
+/// One in so many requests without a name waits for its checkpoint.
+const SEALED_ONE_IN: u64 = 10;
 /// What a client still gets to end its last request once it is to stop.
 const LAST_REQUEST: Duration = Duration::from_secs(30);
 
@@ -31,11 +40,13 @@ pub struct Habits {
     pub reply_timeout: Duration,
     /// One in so many requests is large enough for a COPY.
     pub large_one_in: u64,
+    /// Whether some clients name their requests.
+    pub named: bool,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40 }
+        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40, named: true }
     }
 }
 
@@ -49,8 +60,14 @@ impl Targets {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<SocketAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn pick(&self, dice: &mut Dice) -> Option<SocketAddr> {
-        let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let addresses = self.all();
         (!addresses.is_empty()).then(|| *dice.pick(&addresses))
     }
 }
@@ -68,8 +85,9 @@ impl Recorder {
     pub fn start(habits: &Habits, targets: &Targets, journal: &Arc<Journal>, dice: &mut Dice) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let clients = (0..CLIENTS)
-            .map(|_| {
+            .map(|number| {
                 let mut worker = Worker {
+                    naming: if habits.named { Naming::of(number, dice) } else { Naming::None },
                     habits: habits.clone(),
                     targets: targets.clone(),
                     journal: Arc::clone(journal),
@@ -106,7 +124,46 @@ impl Drop for Recorder {
     }
 }
 
+/// How a client names its requests.
+enum Naming {
+    None,
+    Keys,
+    /// Where the next request begins.
+    Producer(Sequence),
+}
+
+impl Naming {
+    /// Half of the clients name nothing.
+    fn of(client: usize, dice: &mut Dice) -> Self {
+        match client % 4 {
+            0 | 1 => Self::None,
+            2 => Self::Keys,
+            _ => Self::Producer(Sequence { producer: format!("p-{:x}", dice.draw()), epoch: 0, number: 0 }),
+        }
+    }
+
+    fn name(&self, first_number: u64) -> Name {
+        match self {
+            Self::None => Name::None,
+            Self::Keys => Name::Key(format!("k-{first_number}")),
+            Self::Producer(next) => Name::Sequence(next.clone()),
+        }
+    }
+
+    /// After a request, or after giving one up: then, and now and then anyway, a producer begins a new life.
+    fn advance(&mut self, count: u64, new_life: bool) {
+        if let Self::Producer(next) = self {
+            if new_life {
+                *next = Sequence { epoch: next.epoch + 1, number: 0, producer: next.producer.clone() };
+            } else {
+                next.number += count;
+            }
+        }
+    }
+}
+
 struct Worker {
+    naming: Naming,
     habits: Habits,
     targets: Targets,
     journal: Arc<Journal>,
@@ -118,7 +175,8 @@ struct Worker {
 
 /// What a reply means for the events that were sent.
 enum Verdict {
-    Acknowledged(Receipt),
+    /// With the reply's bytes.
+    Acknowledged(Receipt, Vec<u8>),
     /// The promise that nothing was stored.
     Refused,
     Unknown,
@@ -141,31 +199,65 @@ impl Worker {
 
     /// One request until its outcome is known, or known to be unknown.
     fn send(&mut self, count: u64) {
-        let (ticket, first) = self.journal.sent(count);
+        let (ticket, entry) = self.journal.sent(count, |first| self.naming.name(first));
         let lines = self.dice.one_in(2);
-        let body = body(first, count, lines);
-        let content_type = if lines { "application/x-ndjson" } else { "application/json" };
-        let headers = [("content-type", content_type)];
-        let request =
-            Request { method: "POST", path: "/v1/ledger/events", headers: &headers, body: body.as_bytes() };
+        let body = body(entry.first_number, count, lines);
+        let headers = headers(&entry, lines);
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, &value[..])).collect();
+        // A reply that waits for a checkpoint may say how far it got, and so differ from the first.
+        let sealed = entry.name == Name::None && self.dice.one_in(SEALED_ONE_IN);
+        let path = if sealed { "/v1/ledger/events?ack=sealed" } else { "/v1/ledger/events" };
+        let request = Request { method: "POST", path, headers: &headers, body: body.as_bytes() };
         let mut stopped_at = None;
-        loop {
+        // Whether an attempt may have been stored.
+        let mut doubt = false;
+        let acknowledged = loop {
             match self.attempt(&request) {
-                Verdict::Acknowledged(receipt) => return self.journal.acknowledged(ticket, receipt),
-                Verdict::Unknown => return,
-                Verdict::Surprise(text) => {
-                    self.journal.surprise(format!("events {first} (+{count}): {text}"));
-                    return;
+                Verdict::Acknowledged(receipt, reply) => {
+                    self.journal.acknowledged(ticket, receipt);
+                    break Some(reply);
                 }
+                Verdict::Unknown => doubt = true,
                 Verdict::Refused => {}
+                Verdict::Surprise(text) => {
+                    self.journal.surprise(format!("{entry:?}: {text}"));
+                    return self.naming.advance(count, true);
+                }
+            }
+            if doubt && (entry.name == Name::None || self.dice.one_in(GIVE_UP_ONE_IN)) {
+                break None;
             }
             if self.stop.load(Ordering::Relaxed)
                 && stopped_at.get_or_insert_with(Instant::now).elapsed() > LAST_REQUEST
             {
-                return self.journal.not_stored(ticket);
+                if !doubt {
+                    self.journal.not_stored(ticket);
+                }
+                break None;
             }
             self.target = None;
             std::thread::sleep(self.dice.millis(5, 60));
+        };
+        let new_life = acknowledged.is_none() || self.dice.one_in(NEW_LIFE_ONE_IN);
+        self.naming.advance(count, new_life);
+        if let Some(first) = acknowledged
+            && entry.name != Name::None
+            && !new_life
+            && self.dice.one_in(REPEAT_ONE_IN)
+        {
+            self.repeat(&entry, &request, &first);
+        }
+    }
+
+    /// Sends again what was acknowledged: the reply must be the same, byte for byte.
+    fn repeat(&mut self, entry: &Entry, request: &Request<'_>, first: &[u8]) {
+        match self.attempt(request) {
+            Verdict::Acknowledged(_, reply) if reply != first => {
+                let text = [first, &reply].map(String::from_utf8_lossy).join(", then ");
+                self.journal.surprise(format!("{entry:?}: answered with {text}"));
+            }
+            Verdict::Acknowledged(..) | Verdict::Refused | Verdict::Unknown => {}
+            Verdict::Surprise(text) => self.journal.surprise(format!("{entry:?}, repeated: {text}")),
         }
     }
 
@@ -181,6 +273,21 @@ impl Worker {
             Exchange::Lost => Verdict::Unknown,
         }
     }
+}
+
+fn headers(entry: &Entry, lines: bool) -> Vec<(&'static str, String)> {
+    let content_type = if lines { "application/x-ndjson" } else { "application/json" };
+    let mut headers = vec![("content-type", content_type.to_owned())];
+    match &entry.name {
+        Name::None => {}
+        Name::Key(key) => headers.push(("idempotency-key", format!("\"{key}\""))),
+        Name::Sequence(Sequence { producer, epoch, number }) => headers.extend([
+            ("producer-id", producer.clone()),
+            ("producer-epoch", epoch.to_string()),
+            ("producer-sequence", number.to_string()),
+        ]),
+    }
+    headers
 }
 
 fn body(first: u64, count: u64, lines: bool) -> String {
@@ -199,9 +306,12 @@ fn interpret(reply: &Reply) -> Verdict {
         Verdict::Surprise(format!("status {}: {body}", reply.status))
     };
     match (reply.status, reply.problem().as_str()) {
-        (201, _) => serde_json::from_slice(&reply.body).map_or_else(|_| surprise(), Verdict::Acknowledged),
+        (201, _) => match serde_json::from_slice(&reply.body) {
+            Ok(receipt) => Verdict::Acknowledged(receipt, reply.body.clone()),
+            Err(_) => surprise(),
+        },
         (503, "outcome-unknown") => Verdict::Unknown,
-        (408 | 429, _) | (503, "unavailable" | "draining") => Verdict::Refused,
+        (408 | 429, _) | (503, "unavailable" | "draining" | "log-refused") => Verdict::Refused,
         _ => surprise(),
     }
 }

@@ -12,7 +12,7 @@ use crate::dice::Dice;
 use crate::scenario::Scenario;
 
 /// Rounds after which a run goes on with a fresh database, so that what is checked fits into memory.
-const SEGMENT_ROUNDS: u32 = 50;
+const SEGMENT_ROUNDS: u32 = 25;
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// How a run ended.

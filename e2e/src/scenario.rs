@@ -6,6 +6,7 @@
 mod database;
 mod network;
 mod pods;
+mod sealing;
 mod tampering;
 
 use anyhow::Result;
@@ -22,7 +23,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it does, in a line.
     pub about: &'static str,
-    /// Rounds of the short form: some seconds.
+    /// Rounds of the short form, some seconds; 0 when it takes too long for one.
     pub short_rounds: u32,
     /// Rounds of the long form: minutes.
     pub long_rounds: u32,
@@ -55,10 +56,17 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "clock-jump",
-        about: "wall clocks of pods jump by minutes to decades, in both directions",
-        short_rounds: 8,
+        about: "wall clocks of pods jump by up to twelve hours, in both directions",
+        short_rounds: 6,
         long_rounds: 200,
         run: pods::clock_jump,
+    },
+    Scenario {
+        name: "clock-leap",
+        about: "the same by days to decades; only for requests without a name, which is remembered by the day",
+        short_rounds: 6,
+        long_rounds: 200,
+        run: pods::clock_leap,
     },
     Scenario {
         name: "backend-kill",
@@ -84,7 +92,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "network-database",
         about: "delay, partition, half-open connections and lost replies between pods and database",
-        short_rounds: 6,
+        short_rounds: 5,
         long_rounds: 400,
         run: network::database,
     },
@@ -101,6 +109,41 @@ pub const ALL: &[Scenario] = &[
         short_rounds: 1,
         long_rounds: 5,
         run: tampering::read,
+    },
+    Scenario {
+        name: "sealer-kill",
+        about: "kill -9 of the pod that seals the log, again and again",
+        short_rounds: 3,
+        long_rounds: 300,
+        run: sealing::kill,
+    },
+    Scenario {
+        name: "sealer-freeze",
+        about: "SIGSTOP of the sealer until another has taken over, so that there are two; long form only",
+        short_rounds: 0,
+        long_rounds: 40,
+        run: sealing::freeze,
+    },
+    Scenario {
+        name: "old-backup",
+        about: "the database is replaced by a backup that is older than the log: nothing is signed or taken",
+        short_rounds: 1,
+        long_rounds: 30,
+        run: sealing::old_backup,
+    },
+    Scenario {
+        name: "rewrite",
+        about: "the database is rewritten to match itself, its log entries or checkpoints included: the log shows it",
+        short_rounds: 1,
+        long_rounds: 10,
+        run: sealing::rewrite,
+    },
+    Scenario {
+        name: "removed-event",
+        about: "the row of one event disappears: a read of the event says so",
+        short_rounds: 1,
+        long_rounds: 1,
+        run: sealing::remove_event,
     },
 ];
 

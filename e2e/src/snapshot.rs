@@ -1,7 +1,11 @@
 //! The whole ledger as PostgreSQL holds it at one moment, read around all of the ledger's own code.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result};
 
+use crate::envelope;
+use crate::journal::Sequence;
 use crate::postgres::Sql;
 
 /// A row of `certeus.batches`.
@@ -17,8 +21,12 @@ pub struct Batch {
     pub min_time: i64,
     /// Latest event time in microseconds since 1970.
     pub max_time: i64,
-    /// What its salts come from.
-    pub secret: Vec<u8>,
+    /// What its salts come from, until one of its events is erased.
+    pub secret: Option<Vec<u8>>,
+    /// From then on its salts, one after the other.
+    pub salts: Option<Vec<u8>>,
+    /// Which events came with a producer's sequence.
+    pub producers: Option<Vec<u8>>,
     /// Its log entries, one after the other.
     pub entries: Vec<u8>,
 }
@@ -51,7 +59,7 @@ pub struct Snapshot {
 
 const BATCHES: &str = "SELECT first_index, event_count, uuid_send(batch_id), \
      (extract(epoch FROM min_time) * 1000000)::bigint, (extract(epoch FROM max_time) * 1000000)::bigint, \
-     secret, entries FROM certeus.batches WHERE ledger = $1 ORDER BY first_index";
+     secret, salts, producers, entries FROM certeus.batches WHERE ledger = $1 ORDER BY first_index";
 const ROWS: &str = "SELECT uuid_send(id), (extract(epoch FROM event_time) * 1000000)::bigint, type, payload \
      FROM certeus.events ORDER BY id";
 
@@ -79,7 +87,9 @@ impl Snapshot {
                         min_time: row.get(3),
                         max_time: row.get(4),
                         secret: row.get(5),
-                        entries: row.get(6),
+                        salts: row.get(6),
+                        producers: row.get(7),
+                        entries: row.get(8),
                     })
                 })
                 .collect::<Result<_>>()?,
@@ -90,6 +100,47 @@ impl Snapshot {
                 })
                 .collect::<Result<_>>()?,
         })
+    }
+}
+
+impl Batch {
+    /// The salt of the event at a position.
+    #[must_use]
+    pub fn salt(&self, position: u32) -> Option<[u8; 32]> {
+        let start = position as usize * 32;
+        match (&self.secret, &self.salts) {
+            (Some(secret), _) => Some(envelope::salt(secret, position)),
+            (None, Some(salts)) => salts.get(start..start + 32)?.try_into().ok(),
+            (None, None) => None,
+        }
+    }
+
+    /// Producer, epoch and number of each event that came with them, by position: docs/formats/envelope.md, "Producers".
+    /// `None` when the bytes are not of that format.
+    #[must_use]
+    pub fn sequences(&self) -> Option<HashMap<u32, Sequence>> {
+        let mut rest = self.producers.as_deref().unwrap_or_default();
+        let mut sequences = HashMap::new();
+        while !rest.is_empty() {
+            let mut take = |length: usize| {
+                let (field, after) = rest.split_at_checked(length)?;
+                rest = after;
+                Some(field)
+            };
+            let number =
+                |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+            let (first, count, epoch) = (number(take(4)?), number(take(4)?), number(take(4)?));
+            let (first_number, length) = (number(take(8)?), number(take(1)?));
+            let producer = std::str::from_utf8(take(usize::try_from(length).ok()?)?).ok()?;
+            for (position, number) in (first..first + count).zip(first_number..) {
+                let epoch = u32::try_from(epoch).ok()?;
+                let sequence = Sequence { producer: producer.to_owned(), epoch, number };
+                if sequences.insert(u32::try_from(position).ok()?, sequence).is_some() {
+                    return None;
+                }
+            }
+        }
+        Some(sequences)
     }
 }
 

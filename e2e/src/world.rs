@@ -13,6 +13,7 @@ use crate::checker::{self, Violations};
 use crate::dice::Dice;
 use crate::http;
 use crate::journal::{Entry, Journal, Outcome, Receipt};
+use crate::log::{LogKey, Watcher};
 use crate::pod::{Pod, PodSpec};
 use crate::postgres::{Postgres, Sql};
 use crate::programs;
@@ -71,6 +72,8 @@ pub struct Tally {
     pub unknown_stored: usize,
     /// Events in the ledger.
     pub events: usize,
+    /// Different checkpoints that pods have shown.
+    pub checkpoints: usize,
 }
 
 impl Tally {
@@ -83,16 +86,18 @@ impl Tally {
             unknown: self.unknown + other.unknown,
             unknown_stored: self.unknown_stored + other.unknown_stored,
             events: self.events + other.events,
+            checkpoints: self.checkpoints + other.checkpoints,
         }
     }
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { requests, acknowledged, unknown, unknown_stored, events } = self;
+        let Self { requests, acknowledged, unknown, unknown_stored, events, checkpoints } = self;
         write!(
             f,
-            "{events} events; {requests} requests, {acknowledged} acknowledged, {unknown} unknown ({unknown_stored} stored)"
+            "{events} events, {checkpoints} checkpoints; {requests} requests, {acknowledged} acknowledged, {unknown} unknown \
+             ({unknown_stored} stored)"
         )
     }
 }
@@ -109,6 +114,11 @@ pub struct World {
     pub postgres: Postgres,
     /// Chance for what happens here.
     pub dice: Dice,
+    /// The key that signs the log.
+    pub key: LogKey,
+    watcher: Watcher,
+    /// The pods' own addresses.
+    apis: Targets,
     journal: Arc<Journal>,
     targets: Targets,
     specs: Vec<PodSpec>,
@@ -127,19 +137,31 @@ impl World {
         let network = Proxy::start(postgres.address()).context("cannot start a proxy")?;
         let program = programs::dataplane()?;
         let url = postgres.url_through(network.address(), DATABASE);
+        let key = LogKey::new(run.seed())?;
         let spec = |pod: usize| {
             let own = setup.pod_env.get(pod).or(setup.pod_env.last()).cloned().unwrap_or_default();
-            let database = ("CERTEUS_DB_URL".to_owned(), url.clone());
+            let usual = [
+                ("CERTEUS_DB_URL", url.clone()),
+                ("CERTEUS_SIGNING_KEY", key.secret()),
+                // Of its own: what a pod has seen must not depend on what others tell it.
+                ("CERTEUS_LOG_ANCHOR", format!("file://{}", dir.join(format!("anchor-{pod}")).display())),
+            ];
+            let usual = usual.map(|(name, value)| (name.to_owned(), value));
             PodSpec {
                 program: program.clone(),
-                env: own.into_iter().chain([database]).collect(),
+                env: own.into_iter().chain(usual).collect(),
                 config: setup.pod_config.clone(),
             }
         };
         // Leads nowhere until the pod is there.
         let nowhere = network.address();
         let fronts = (0..setup.pods).map(|_| Proxy::start(nowhere)).collect::<std::io::Result<Vec<_>>>()?;
+        let specs = (0..setup.pods).map(spec).collect();
+        let apis = Targets::default();
         let mut world = Self {
+            watcher: Watcher::start(&key, &apis),
+            key,
+            apis,
             pods: (0..setup.pods).map(|_| None).collect(),
             fronts,
             network,
@@ -149,7 +171,7 @@ impl World {
                 Journal::create(&dir.join("journal.ndjson")).context("cannot make the journal")?,
             ),
             targets: Targets::default(),
-            specs: (0..setup.pods).map(spec).collect(),
+            specs,
             dir,
             pods_started: 0,
         };
@@ -233,6 +255,7 @@ impl World {
     fn offer_running(&self) {
         let running = self.pods.iter().zip(&self.fronts).filter(|(pod, _)| pod.is_some());
         self.targets.set(running.map(|(_, front)| front.address()).collect());
+        self.apis.set(self.pods.iter().flatten().map(Pod::api).collect());
     }
 
     /// Starts PostgreSQL again after its end, and leads the pods to it.
@@ -266,7 +289,8 @@ impl World {
     pub fn check(&self) -> Result<(Tally, Violations)> {
         let snapshot = Snapshot::read(&self.sql()?, LEDGER)?;
         let entries = self.journal.entries();
-        Ok((tally(&entries, &snapshot), checker::check(&snapshot, &entries)))
+        let tally = Tally { checkpoints: self.checkpoints_shown(), ..tally(&entries, &snapshot) };
+        Ok((tally, checker::check(&snapshot, &entries)))
     }
 
     /// Ends all faults, and waits until events are taken again.
@@ -302,17 +326,41 @@ impl World {
     pub fn conclude(mut self, recorder: Recorder) -> Result<Tally> {
         self.recover()?;
         recorder.finish()?;
+        self.wait_until_sealed()?;
         self.read_back()?;
         for pod in 0..self.pods.len() {
             self.stop_pod(pod)?;
         }
         let (tally, violations) = self.check()?;
-        let surprises = self.journal.surprises();
-        if !violations.is_empty() || !surprises.is_empty() {
-            bail!("{violations}{}", surprises.join("\n"));
+        let (shown, odd) = self.watcher.seen();
+        let snapshot = Snapshot::read(&self.sql()?, LEDGER)?;
+        let of_log = checker::check_log(&snapshot, &self.journal.entries(), &shown);
+        let surprises = [self.journal.surprises(), odd].concat();
+        if !violations.is_empty() || !of_log.is_empty() || !surprises.is_empty() {
+            bail!("{violations}{of_log}{}", surprises.join("\n"));
         }
         self.postgres.stop()?;
         Ok(tally)
+    }
+
+    /// Waits until the log covers all that was acknowledged, and every pod shows as much.
+    ///
+    /// # Errors
+    /// When it does not come to that.
+    pub fn wait_until_sealed(&self) -> Result<()> {
+        let entries = self.journal.entries();
+        let ends = entries.iter().filter_map(receipt).map(|receipt| receipt.first_index + receipt.count);
+        let end = ends.max().unwrap_or(0);
+        let covered = |pod: &Pod| self.watcher.newest(pod.api()).is_some_and(|size| size >= end);
+        wait_for("the signature of all that was acknowledged", PROGRESS_TIMEOUT, || {
+            Ok(self.pods.iter().flatten().all(covered))
+        })
+    }
+
+    /// Checkpoints that were shown so far.
+    #[must_use]
+    pub fn checkpoints_shown(&self) -> usize {
+        self.watcher.seen().0.len()
     }
 
     /// Reads some acknowledged events through the API.
@@ -369,5 +417,6 @@ fn tally(entries: &[Entry], snapshot: &Snapshot) -> Tally {
         unknown: unknown.len(),
         unknown_stored: unknown.iter().filter(|entry| stored.contains(&entry.first_number)).count(),
         events: snapshot.rows.len(),
+        checkpoints: 0,
     }
 }

@@ -230,6 +230,10 @@ impl Failure {
             // No head row, or a statement that was stopped: nothing the rows could help.
             return Self::Refused;
         }
+        if *state == SqlState::CHECK_VIOLATION && database.constraint().is_none() {
+            // No partition for a row: a pod whose clock is days ahead has dropped it. The next attempt makes it again.
+            return Self::Refused;
+        }
         match &state.code()[..2] {
             // Connection exceptions, operator intervention (shutdown, crash of another backend), system errors.
             "08" | "57" | "58" | "XX" => Self::Lost,

@@ -27,7 +27,9 @@ fn batch(first_index: i64, id: u128, numbers: &[u64]) -> (Batch, Vec<Row>) {
         id,
         min_time: rows.iter().map(|row| row.time).min().unwrap(),
         max_time: rows.iter().map(|row| row.time).max().unwrap(),
-        secret,
+        secret: Some(secret),
+        salts: None,
+        producers: None,
         entries,
     };
     (batch, rows)
@@ -35,14 +37,21 @@ fn batch(first_index: i64, id: u128, numbers: &[u64]) -> (Batch, Vec<Row>) {
 
 fn entry(row: &Row, secret: &[u8], position: u32) -> [u8; 32] {
     let Row { id, time, kind, payload } = row;
-    Envelope { ledger: "default", id: *id, kind, time: *time, payload }.entry(secret, position)
+    let envelope = Envelope { ledger: "default", id: *id, kind, time: *time, sequence: None, payload };
+    envelope.entry(&crate::envelope::salt(secret, position))
 }
 
 fn acknowledged(first_number: u64, count: u64, first_index: u64, first_id: u128, times: [u64; 2]) -> Entry {
     let hex = format!("{first_id:032x}");
     let first_id = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
     let receipt = Receipt { ack: "committed".to_owned(), first_index, count, first_id };
-    Entry { first_number, count, sent_at: times[0], outcome: Outcome::Acknowledged { receipt, at: times[1] } }
+    Entry {
+        name: Name::None,
+        first_number,
+        count,
+        sent_at: times[0],
+        outcome: Outcome::Acknowledged { receipt, at: times[1] },
+    }
 }
 
 /// Two batches: events 0 to 2 of one request and 3 of another; then 4 and 5, of which no answer came. 6 was refused.
@@ -55,8 +64,8 @@ fn sound() -> (Snapshot, Vec<Entry>) {
     let entries = vec![
         acknowledged(0, 3, 0, BATCH, [1, 10]),
         acknowledged(3, 1, 3, BATCH + 3, [2, 9]),
-        Entry { first_number: 4, count: 2, sent_at: 20, outcome: Outcome::Unknown },
-        Entry { first_number: 6, count: 1, sent_at: 21, outcome: Outcome::NotStored },
+        Entry { name: Name::None, first_number: 4, count: 2, sent_at: 20, outcome: Outcome::Unknown },
+        Entry { name: Name::None, first_number: 6, count: 1, sent_at: 21, outcome: Outcome::NotStored },
     ];
     (snapshot, entries)
 }
@@ -165,4 +174,51 @@ fn what_was_sent_later_must_stand_behind() {
         entries[1] = acknowledged(3, 1, 3, BATCH + 3, [2, 9]);
     });
     assert_eq!(found, [Rule::Order]);
+}
+
+/// The same, with the request of events 4 and 5 from a producer.
+fn from_producer(change: impl FnOnce(&mut Snapshot, &mut Vec<Entry>)) -> Vec<Rule> {
+    after(|snapshot, entries| {
+        let sequence = Sequence { producer: "p".to_owned(), epoch: 3, number: 40 };
+        entries[2].name = Name::Sequence(sequence);
+        let run: [&[u8]; 6] = [&[0; 4], &[0, 0, 0, 2], &[0, 0, 0, 3], &[0, 0, 0, 0, 0, 0, 0, 40], &[1], b"p"];
+        let batch = &mut snapshot.batches[1];
+        batch.producers = Some(run.concat());
+        batch.entries.clear();
+        for (position, row) in (0..).zip(&snapshot.rows[4..]) {
+            let Row { id, time, kind, payload } = row;
+            let sequence = Some(("p", 3, 40 + u64::from(position)));
+            let envelope = Envelope { ledger: "default", id: *id, kind, time: *time, sequence, payload };
+            batch.entries.extend(envelope.entry(&batch.salt(position).unwrap()));
+        }
+        change(snapshot, entries);
+    })
+}
+
+#[test]
+fn a_producers_sequence_is_part_of_its_events() {
+    assert_eq!(from_producer(|_, _| {}), []);
+    let other = from_producer(|snapshot, _| snapshot.batches[1].producers.as_mut().unwrap()[19] += 1);
+    assert_eq!(other, [Rule::Entry, Rule::Producer]);
+    let torn = from_producer(|snapshot, _| snapshot.batches[1].producers.as_mut().unwrap().truncate(5));
+    assert_eq!(torn, [Rule::Entry, Rule::Producer]);
+    let unasked = from_producer(|_, entries| entries[2].name = Name::None);
+    assert_eq!(unasked, [Rule::Producer]);
+    // A request of an older life, stored after one of a newer.
+    let fenced = from_producer(|snapshot, entries| {
+        entries[1].name = Name::Sequence(Sequence { producer: "p".to_owned(), epoch: 4, number: 0 });
+        let run: [&[u8]; 6] = [&[0, 0, 0, 3], &[0, 0, 0, 1], &[0, 0, 0, 4], &[0; 8], &[1], b"p"];
+        snapshot.batches[0].producers = Some(run.concat());
+    });
+    assert_eq!(fenced, [Rule::Entry, Rule::Producer]);
+}
+
+#[test]
+fn salts_that_outlive_their_secret_serve_as_well() {
+    let found = after(|snapshot, _| {
+        let batch = &mut snapshot.batches[0];
+        batch.salts = Some((0..4).flat_map(|position| batch.salt(position).unwrap()).collect());
+        batch.secret = None;
+    });
+    assert_eq!(found, []);
 }

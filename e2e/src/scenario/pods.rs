@@ -54,21 +54,22 @@ pub(super) fn freeze(run: &mut Run) -> Result<Verdict> {
     Ok(Verdict::Held(tally.to_string()))
 }
 
-/// Seconds: minutes, days, a year, to 1970, and far ahead.
-const JUMPS: &[i64] = &[
-    0,
-    60,
-    -60,
-    86_400,
-    -86_400,
-    3 * 86_400,
-    -40 * 86_400,
-    365 * 86_400,
-    -56 * 365 * 86_400,
-    40 * 365 * 86_400,
-];
+/// Seconds: what names of requests are promised to bear, pods that differ by up to a day.
+const JUMPS: &[i64] = &[0, 60, -60, 3600, -3600, 43_000, -43_000];
+
+/// Seconds: days, a year, to 1970, and far ahead.
+const LEAPS: &[i64] =
+    &[0, 86_400, -86_400, 3 * 86_400, -40 * 86_400, 365 * 86_400, -56 * 365 * 86_400, 40 * 365 * 86_400];
 
 pub(super) fn clock_jump(run: &mut Run) -> Result<Verdict> {
+    clocks(run, JUMPS, &Habits::default())
+}
+
+pub(super) fn clock_leap(run: &mut Run) -> Result<Verdict> {
+    clocks(run, LEAPS, &Habits { named: false, ..Habits::default() })
+}
+
+fn clocks(run: &mut Run, jumps: &[i64], habits: &Habits) -> Result<Verdict> {
     let mut setup = Setup::default();
     let mut clocks = Vec::new();
     for pod in 0..setup.pods {
@@ -80,9 +81,9 @@ pub(super) fn clock_jump(run: &mut Run) -> Result<Verdict> {
         setup.pod_env.push(clock.env());
         clocks.push(clock);
     }
-    let tally = torment(run, &setup, &Habits::default(), |world| {
+    let tally = torment(run, &setup, habits, |world| {
         let pod = any_pod(world);
-        let jump = *world.dice.pick(JUMPS);
+        let jump = *world.dice.pick(jumps);
         clocks[pod].set(jump)?;
         if world.dice.one_in(4) {
             world.kill_pod(pod)?;

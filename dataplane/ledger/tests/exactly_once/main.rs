@@ -50,6 +50,26 @@ async fn a_key_stores_once_and_belongs_to_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_dropped_too_early_is_made_again() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let pod = start(&pg).await;
+    let client = sql(&pg).await;
+    for (key, size) in [("a", 1), ("b", 700)] {
+        // Twice, so that each writer has a session that knows the partition.
+        for number in 0..4 {
+            pod.0.append(keyed("x", size, &format!("{key}{number}"))).await.unwrap();
+        }
+        let partitions = "SELECT oid::regclass::text FROM pg_class WHERE relispartition AND relkind = 'r' \
+             AND relname LIKE 'requests_%'";
+        for row in client.query(partitions, &[]).await.unwrap() {
+            client.batch_execute(&format!("DROP TABLE {}", row.get::<_, &str>(0))).await.unwrap();
+        }
+        pod.0.append(keyed("x", size, key)).await.unwrap();
+    }
+    close(pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_request_at_the_same_time_on_two_pods_gets_one_receipt() {
     let pg = LocalPg::start(&Options::default()).unwrap();
     let pods = [start(&pg).await, start(&pg).await];
