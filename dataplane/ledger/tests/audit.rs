@@ -105,6 +105,7 @@ async fn fill(url: &str) {
         },
         encryption: None,
         log: None,
+        archive: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();
