@@ -40,6 +40,7 @@ fn start(url: &str) -> (Ledger, Tasks) {
         queue: QUEUE,
         encryption: None,
         log: None,
+        spool: None,
     };
     Ledger::start(config, &prometheus::Registry::new()).unwrap()
 }

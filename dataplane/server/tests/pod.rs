@@ -3,6 +3,8 @@
 
 #[path = "cases/erasure.rs"]
 mod erasure;
+#[path = "cases/spool.rs"]
+mod spool;
 mod support;
 
 use std::io::Write;

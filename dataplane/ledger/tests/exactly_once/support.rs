@@ -52,6 +52,7 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         queue: QUEUE,
         encryption: None,
         log: None,
+        spool: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();

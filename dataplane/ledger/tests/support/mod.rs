@@ -33,6 +33,7 @@ pub(crate) fn config(url: &str) -> Config {
         },
         encryption: None,
         log: None,
+        spool: None,
     }
 }
 
