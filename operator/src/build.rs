@@ -109,6 +109,7 @@ fn pod_config(cluster: &Cluster) -> String {
          admin:\n  listen: \"{host}:{ADMIN_PORT}\"\n\
          database:\n  poolSize: {}\n\
          ledger:\n  batchSize: {}\n  batchTimeout: {}ms\n  queueEvents: {}\n  queueBytes: {}\n  writers: {}\n\
+         spool:\n  maxBytes: {}\n  persistent: true\n\
          {encryption}\
          log:\n  level: info\n{anchor}",
         cluster.pool_size,
@@ -117,6 +118,8 @@ fn pod_config(cluster: &Cluster) -> String {
         ledger.queue_events,
         ledger.queue_bytes.bytes(),
         ledger.writers,
+        // The rest is for the file system's own needs, and for what is set aside.
+        cluster.spool.size.bytes() / 10 * 9,
     )
 }
 
@@ -241,7 +244,12 @@ fn container(cluster: &Cluster) -> Container {
         name: CONTAINER.to_owned(),
         image: Some(cluster.image.clone()),
         command: Some(vec!["certeus-dataplane".to_owned()]),
-        args: Some(vec!["--config".to_owned(), format!("{CONFIG_FOLDER}/{CONFIG_FILE}")]),
+        // The spool's folder is an argument: on one machine each pod has its own.
+        args: Some(vec![
+            "--config".to_owned(),
+            format!("{CONFIG_FOLDER}/{CONFIG_FILE}"),
+            format!("--spool={SPOOL_FOLDER}"),
+        ]),
         env: some_unless_empty(environment(cluster)),
         ports: Some(vec![port("api", API_PORT), port("admin", ADMIN_PORT)]),
         resources: Some(cluster.resources.clone()),

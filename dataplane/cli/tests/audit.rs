@@ -30,6 +30,7 @@ async fn fill(url: &str) {
         encryption: None,
         log: None,
         archive: None,
+        spool: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();

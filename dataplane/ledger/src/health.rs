@@ -66,6 +66,14 @@ impl Health {
         self.lock().admit()
     }
 
+    /// Whether the database is known to be away. Before the first attempt to open it is over, nobody knows.
+    pub(crate) fn is_away(&self) -> bool {
+        match &*self.availability.borrow() {
+            Availability::Available | Availability::Starting { reason: None } => false,
+            Availability::Starting { reason: Some(_) } | Availability::Unavailable { .. } => true,
+        }
+    }
+
     /// The breaker's state.
     pub(crate) fn state(&self) -> BreakerState {
         self.lock().state()

@@ -1,14 +1,14 @@
 //! The ledger as its users see it: append, read, watch its state, drain.
 //!
-//! Owns the tasks behind it (writers, health) and the way of a request through them. Promises: an admitted request is
-//! committed or answered with an error, whether or not its caller still waits; nothing is admitted while the circuit
-//! breaker is open.
+//! Owns the tasks behind it (writers, health, replay) and the way of a request through them. Promises: an admitted request
+//! is committed or answered with an error, whether or not its caller still waits; nothing goes to the database while the
+//! circuit breaker is open; a producer's requests never overtake those of its that are in the spool.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -21,11 +21,13 @@ use crate::log::{self, Log, LogConfig};
 use crate::metrics::{LogMetrics, Metrics, Summary};
 use crate::postgres::Database;
 use crate::queue::{Depth, Queue, QueueConfig, Refusal};
+use crate::request::{IdempotencyKey, Identity};
 use crate::retention;
 use crate::sealer;
+use crate::spool::{self, Spool, SpoolConfig, SpoolError, SpoolStatus};
 use crate::store::{ArchiveLocation, ArchiveStore};
 use crate::submission::Submission;
-use crate::writer;
+use crate::writer::{self, unix_ms};
 
 /// What a ledger needs to start.
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct Config {
     pub log: Option<LogConfig>,
     /// Where old events go; `None` keeps all of them in the database.
     pub archive: Option<ArchiveConfig>,
+    /// Where requests are kept while the database is away; without it they are refused then.
+    pub spool: Option<SpoolConfig>,
 }
 
 /// Where old events go, and when.
@@ -56,6 +60,20 @@ pub struct ArchiveConfig {
     /// How long events stay in the database after the end of their day. `None`: no more are archived, those that were
     /// are read.
     pub keep: Option<Duration>,
+}
+
+/// How a request was acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// It is flushed in the database.
+    Committed(Receipt),
+    /// It is flushed in the pod's spool, and will be committed once the database is back.
+    Spooled {
+        /// Number of events.
+        count: usize,
+        /// Under which the same request, sent again, gets its receipt then. `None` for a producer's, which has its numbers.
+        key: Option<IdempotencyKey>,
+    },
 }
 
 /// Why a request was not acknowledged.
@@ -73,6 +91,9 @@ pub enum AppendError {
     /// Admitted, but not committed.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// The database is away, and the request did not get into the spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
 }
 
 impl AppendError {
@@ -85,6 +106,7 @@ impl AppendError {
             Self::Refused(Refusal::Closed) | Self::Unavailable => Class::Unavailable,
             Self::LogRefused => Class::Corrupt,
             Self::Commit(error) => error.class(),
+            Self::Spool(error) => error.class(),
         }
     }
 }
@@ -101,6 +123,9 @@ pub enum StartError {
     /// The archive cannot be opened.
     #[error("cannot open the archive")]
     Archive(#[from] certeus_archive::LocationError),
+    /// The spool's thread cannot be started.
+    #[error("cannot start the spool's thread")]
+    Spool(#[source] std::io::Error),
 }
 
 /// What the ledger's tasks share.
@@ -117,9 +142,27 @@ pub(crate) struct Shared {
     pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) log: Log,
     pub(crate) archive: Option<ArchiveStore>,
+    pub(crate) spool: Option<Arc<Spool>>,
+    closing: watch::Sender<bool>,
 }
 
 impl Shared {
+    /// Whether a receipt shows that the database has lost signed events; the log then refuses all further ones. `sealed` is what was
+    /// signed before the request was sent.
+    pub(crate) fn contradicts(&self, receipt: &Receipt, sealed: u64) -> bool {
+        let lost = receipt.first_index < sealed && !receipt.replayed;
+        if lost {
+            // Stored, but where other events were signed.
+            self.log.refuse(&log::Refusal::Behind { committed: receipt.first_index, signed: sealed });
+        }
+        lost
+    }
+
+    /// Whether a request of which nothing is stored had better go to the spool than wait for the database.
+    pub(crate) fn prefers_spool(&self) -> bool {
+        self.spool.is_some() && self.health.state() == BreakerState::Open
+    }
+
     /// Whether commits are believed to go through.
     pub(crate) fn is_available(&self) -> bool {
         self.health.state() != BreakerState::Open
@@ -154,7 +197,8 @@ impl Ledger {
     /// # Errors
     /// When metrics or the pool cannot be set up.
     pub fn start(config: Config, registry: &prometheus::Registry) -> Result<(Self, Tasks), StartError> {
-        let Config { name, database, writers, read_connections, queue, encryption, log, archive } = config;
+        let Config { name, database, writers, read_connections, queue, encryption, log, archive, spool } =
+            config;
         let keep = archive.as_ref().and_then(|archive| archive.keep);
         let shared = Arc::new(Shared {
             name,
@@ -167,6 +211,8 @@ impl Ledger {
             encryption,
             archive: archive.map(|archive| ArchiveStore::open(&archive.location)).transpose()?,
             log: Log::new(log, LogMetrics::register(registry)?),
+            spool: spool.map(Spool::start).transpose().map_err(StartError::Spool)?.map(Arc::new),
+            closing: watch::Sender::new(false),
         });
         let mut tasks = JoinSet::new();
         let ledger = Self { shared };
@@ -174,7 +220,7 @@ impl Ledger {
         Ok((ledger, Tasks(tasks)))
     }
 
-    /// Commits a request's events and returns when they are durable.
+    /// Commits a request's events and returns when they are durable, without recourse to the spool.
     ///
     /// Dropping the future does not undo anything: once admitted, the events are committed.
     ///
@@ -187,20 +233,111 @@ impl Ledger {
         if !self.shared.health.admit() {
             return Err(AppendError::Unavailable);
         }
+        self.commit(submission).await.map_err(|(error, _)| error)
+    }
+
+    /// Makes a request's events durable: in the database, or while that is away in the spool. `options` is whatever changes
+    /// the request's outcome beside its body, as in [`Submission::identified`].
+    ///
+    /// # Errors
+    /// As [`Self::append`]; with a spool also when that is full or failed.
+    pub async fn submit(&self, submission: Submission, options: &[u8]) -> Result<Acknowledged, AppendError> {
+        if self.shared.log.refuses() {
+            return Err(AppendError::LogRefused);
+        }
+        let Some(spool) = &self.shared.spool else {
+            return self.append(submission).await.map(Acknowledged::Committed);
+        };
+        let is_producers = matches!(submission.identity(), Some((Identity::Producer(_), _)));
+        // A producer's requests stay in order: behind those in the spool there is only the spool.
+        let behind = is_producers && !spool.is_empty();
+        if behind || !self.shared.health.admit() {
+            return if behind || self.shared.health.is_away() {
+                self.spool(spool, submission, options).await
+            } else {
+                Err(AppendError::Unavailable)
+            };
+        }
+        match self.commit(submission).await {
+            Ok(receipt) => Ok(Acknowledged::Committed(receipt)),
+            Err((error, submission)) => match (error, submission) {
+                // Nothing is stored.
+                (AppendError::Commit(CommitError::Unavailable), Some(submission)) => {
+                    self.spool(spool, submission, options).await
+                }
+                // Perhaps it is, and then its identity keeps the replay from storing it again.
+                (AppendError::Commit(CommitError::OutcomeUnknown), Some(submission))
+                    if submission.identity().is_some() =>
+                {
+                    let spooled = self.spool(spool, submission, options).await;
+                    // That the spool did not take it makes nothing certain.
+                    spooled.map_err(|_refused| CommitError::OutcomeUnknown.into())
+                }
+                (error, _) => Err(error),
+            },
+        }
+    }
+
+    async fn spool(
+        &self,
+        spool: &Spool,
+        submission: Submission,
+        options: &[u8],
+    ) -> Result<Acknowledged, AppendError> {
+        if *self.shared.closing.borrow() {
+            self.shared.metrics.refused(Refusal::Closed);
+            return Err(Refusal::Closed.into());
+        }
+        let submission = if submission.identity().is_some() {
+            submission
+        } else {
+            submission
+                .identified(Identity::Key(IdempotencyKey::from_bits(rand::random())), options)
+                .expect("a key suits any events")
+        };
+        spool.append(unix_ms(), &submission).await?;
+        self.shared.metrics.spool_appended.inc();
+        let key = match submission.identity() {
+            Some((Identity::Key(key), _)) => Some(key.clone()),
+            Some((Identity::Producer(_), _)) | None => None,
+        };
+        Ok(Acknowledged::Spooled { count: submission.len(), key })
+    }
+
+    /// Commits a request; what fails is given back, unless it was never admitted.
+    async fn commit(&self, submission: Submission) -> Result<Receipt, (AppendError, Option<Submission>)> {
         let sealed = self.shared.log.size();
         let admitted = Instant::now();
-        let outcome = self.shared.queue.push(submission, admitted).inspect_err(|refusal| {
-            self.shared.metrics.refused(*refusal);
+        let outcome = self.shared.queue.push(submission, admitted).map_err(|refusal| {
+            self.shared.metrics.refused(refusal);
+            (refusal.into(), None)
         })?;
-        // A writer that ended without an answer may have committed.
-        let receipt = outcome.await.unwrap_or(Err(CommitError::OutcomeUnknown))?;
-        if receipt.first_index < sealed && !receipt.replayed {
-            // Stored, but where other events were signed: the database has lost those.
-            self.shared.log.refuse(&log::Refusal::Behind { committed: receipt.first_index, signed: sealed });
-            return Err(CommitError::OutcomeUnknown.into());
+        match outcome.await {
+            Ok(Ok(receipt)) if self.shared.contradicts(&receipt, sealed) => {
+                Err((CommitError::OutcomeUnknown.into(), None))
+            }
+            Ok(Ok(receipt)) => {
+                self.shared.metrics.appended(admitted.elapsed());
+                Ok(receipt)
+            }
+            Ok(Err(failed)) => Err((failed.error.into(), Some(failed.submission))),
+            // A writer that ended without an answer may have committed.
+            Err(_ended) => Err((CommitError::OutcomeUnknown.into(), None)),
         }
-        self.shared.metrics.appended(admitted.elapsed());
-        Ok(receipt)
+    }
+
+    /// Whether the database is away and the spool takes its place.
+    #[must_use]
+    pub fn is_spooling(&self) -> bool {
+        self.shared.health.is_away() && self.spool_status().is_some_and(|spool| spool.takes_requests())
+    }
+
+    /// What is known about the spool, if there is one; also brings its gauges up to date.
+    #[must_use]
+    pub fn spool_status(&self) -> Option<SpoolStatus> {
+        let status = self.shared.spool.as_ref()?.status();
+        self.shared.metrics.set_spool(&status, status.oldest_age());
+        Some(status)
     }
 
     /// The state of the circuit breaker between the ledger and its database.
@@ -267,9 +404,11 @@ impl Ledger {
         self.shared.pool.status()
     }
 
-    /// Admits nothing from now on. What was admitted is committed, then [`Tasks::finished`] returns.
+    /// Admits nothing from now on. What was admitted is committed, what is in the spool too if the database is there; then
+    /// [`Tasks::finished`] returns. What stays in the spool is replayed at the next start.
     pub fn close(&self) {
         self.shared.queue.close();
+        self.shared.closing.send_replace(true);
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -288,13 +427,22 @@ async fn supervise(ledger: Ledger, writers: usize, keep: Option<Duration>) {
         background.spawn(retention::run(Arc::clone(&shared), keep));
     }
     let mut running = JoinSet::new();
-    for _ in 0..writers {
+    let mut plain_writers = writers;
+    if let Some(spool) = &shared.spool {
+        // One window is replayed at a time, so there is never a second one to wait for.
+        let (batches, replayed) = mpsc::channel(1);
+        let closing = shared.closing.subscribe();
+        running.spawn(spool::replay(Arc::clone(&shared), Arc::clone(spool), batches, closing));
+        running.spawn(writer::run_with_replay(Arc::clone(&shared), replayed));
+        plain_writers -= 1;
+    }
+    for _ in 0..plain_writers {
         running.spawn(writer::run(Arc::clone(&shared)));
     }
     loop {
         tokio::select! {
             ended = running.join_next() => match ended {
-                Some(ended) => ended.expect("a writer panicked"),
+                Some(ended) => ended.expect("a writer or the replayer panicked"),
                 None => break,
             },
             ended = background.join_next() => panic!("a background task of the ledger ended: {ended:?}"),

@@ -49,7 +49,7 @@ pub use commit::{CommitError, Receipt};
 pub use erasure::{EraseError, Erasure, REASON_BYTES_MAX, Reason};
 pub use error::Class;
 pub use health::Availability;
-pub use ledger::{AppendError, ArchiveConfig, Config, Ledger, StartError, Tasks};
+pub use ledger::{Acknowledged, AppendError, ArchiveConfig, Config, Ledger, StartError, Tasks};
 pub use log::{
     Anchor, AnchorError, CaseProofs, EventProof, KeyError, Latest, LogConfig, LogError, LogState,
     ObjectAnchor, Signed, SigningKeys,
@@ -58,4 +58,5 @@ pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};
 pub use queue::{Depth, QueueConfig, Refusal};
 pub use retention::{Retained, RetentionError};
+pub use spool::{SpoolCondition, SpoolConfig, SpoolError, SpoolStatus};
 pub use store::{ArchiveLocation, Content, Filter, PAGE_EVENTS_MAX, Page, ReadError, Salt, StoredEvent};

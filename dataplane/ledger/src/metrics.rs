@@ -13,6 +13,7 @@ use prometheus::{
 use crate::breaker::BreakerState;
 use crate::error::Class;
 use crate::queue::{Depth, QueueConfig, Refusal};
+use crate::spool::SpoolStatus;
 
 /// Latencies are kept for two windows of this length: the current one and the one before.
 const WINDOW_TICKS: u32 = 30;
@@ -52,6 +53,12 @@ pub(crate) struct Metrics {
     pub(crate) requests_repeated: IntCounter,
     pub(crate) archived_events: IntCounter,
     pub(crate) retention_failures: ByClass,
+    spool_bytes: IntGauge,
+    spool_records: IntGauge,
+    spool_oldest_age: Gauge,
+    pub(crate) spool_appended: IntCounter,
+    pub(crate) spool_replayed: IntCounter,
+    pub(crate) spool_rejected: IntCounter,
     recent: Mutex<Recent>,
 }
 
@@ -133,6 +140,9 @@ impl Metrics {
             "Age of the request that has waited longest for its commit to begin.",
         )?;
         registry.register(Box::new(queue_oldest_age.clone()))?;
+        let spool_oldest_age =
+            Gauge::new("certeus_ledger_spool_oldest_age_seconds", "Age of the oldest request in the spool.")?;
+        registry.register(Box::new(spool_oldest_age.clone()))?;
         let refused = labelled(
             "certeus_ledger_requests_refused_total",
             "Requests that were not admitted, by reason.",
@@ -207,6 +217,21 @@ impl Metrics {
                 "certeus_ledger_requests_repeated_total",
                 "Requests that were stored before and were not stored again.",
             )?,
+            spool_bytes: gauge("certeus_ledger_spool_bytes", "Bytes of the spool's files.")?,
+            spool_records: gauge("certeus_ledger_spool_records", "Requests in the spool.")?,
+            spool_oldest_age,
+            spool_appended: counter(
+                "certeus_ledger_spool_appended_total",
+                "Requests acknowledged as spooled.",
+            )?,
+            spool_replayed: counter(
+                "certeus_ledger_spool_replayed_total",
+                "Spooled requests that are in the database.",
+            )?,
+            spool_rejected: counter(
+                "certeus_ledger_spool_rejected_total",
+                "Spooled requests that the database refused for good, and that were set aside.",
+            )?,
             recent: Mutex::new(Recent {
                 current: new_hdr(),
                 previous: new_hdr(),
@@ -245,6 +270,14 @@ impl Metrics {
         self.queue_bytes.set(gauge_value(depth.bytes));
         self.in_flight_events.set(gauge_value(depth.in_flight_events));
         self.queue_oldest_age.set(depth.oldest_age.as_secs_f64());
+    }
+
+    /// Shows what is in the spool.
+    pub(crate) fn set_spool(&self, status: &SpoolStatus, oldest_age: Duration) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.spool_bytes.set(gauge(status.bytes));
+        self.spool_records.set(gauge(status.records));
+        self.spool_oldest_age.set(oldest_age.as_secs_f64());
     }
 
     /// Shows the breaker's state after something happened.

@@ -59,7 +59,17 @@ pub enum Refusal {
 pub(crate) struct Pending {
     pub(crate) submission: Submission,
     pub(crate) admitted: Instant,
-    pub(crate) reply: oneshot::Sender<Result<Receipt, CommitError>>,
+    pub(crate) reply: oneshot::Sender<Outcome>,
+}
+
+/// What becomes of an admitted request.
+pub(crate) type Outcome = Result<Receipt, Failed>;
+
+/// A request that was not acknowledged, given back so that its caller may try elsewhere.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) error: CommitError,
+    pub(crate) submission: Submission,
 }
 
 impl Pending {
@@ -73,7 +83,8 @@ impl Pending {
 
     /// Answers the request. A client that went away does not matter: what was stored stays stored.
     pub(crate) fn answer(self, outcome: Result<Receipt, CommitError>) {
-        let _client_gone = self.reply.send(outcome);
+        let Self { submission, reply, .. } = self;
+        let _client_gone = reply.send(outcome.map_err(|error| Failed { error, submission }));
     }
 }
 
@@ -154,7 +165,7 @@ impl Queue {
         &self,
         submission: Submission,
         now: Instant,
-    ) -> Result<oneshot::Receiver<Result<Receipt, CommitError>>, Refusal> {
+    ) -> Result<oneshot::Receiver<Outcome>, Refusal> {
         let QueueConfig { queue_events_max, queue_bytes_max, .. } = self.config;
         let (events, bytes) = (submission.len(), submission.bytes());
         if events > queue_events_max.min(BATCH_EVENTS_MAX) || bytes > queue_bytes_max {

@@ -54,6 +54,11 @@ impl IdempotencyKey {
         if valid { Ok(Self(key.into())) } else { Err(IdentityError::Key) }
     }
 
+    /// A key that nobody else has: 128 bits in hexadecimal digits, handed in as this module has no random source.
+    pub(crate) fn from_bits(bits: u128) -> Self {
+        Self(format!("{bits:032x}").into())
+    }
+
     /// The key as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -244,18 +244,7 @@ impl Submission {
         on_bad: OnBadEvent,
     ) -> Result<Parsed, Error> {
         let text = std::str::from_utf8(&body).map_err(|error| Error::NotUtf8(error.valid_up_to()))?;
-        let mut parser = Parser {
-            source,
-            text,
-            body: &body,
-            limits,
-            on_bad,
-            position: 0,
-            events: Vec::new(),
-            cases: Vec::new(),
-            growth: 0,
-            refused: Vec::new(),
-        };
+        let mut parser = Parser::new(source, text, limits, on_bad);
         match format {
             Format::Json => parser.json()?,
             Format::Ndjson => parser.ndjson()?,
@@ -268,6 +257,30 @@ impl Submission {
         let submission =
             (!events.is_empty()).then_some(Submission { body, events, cases, growth, identity: None });
         Ok(Parsed { submission, refused })
+    }
+
+    /// Puts a request together again from its events, which stand in `body` one after the other with these lengths, and its
+    /// identity. They were checked when they came: limits that have changed since do not matter.
+    pub(crate) fn restore(
+        body: Bytes,
+        lengths: impl Iterator<Item = usize>,
+        identity: (Identity, BodyDigest),
+    ) -> Result<Self, Error> {
+        let text = std::str::from_utf8(&body).map_err(|error| Error::NotUtf8(error.valid_up_to()))?;
+        let limits =
+            Limits { request_events_max: usize::MAX, event_bytes_max: usize::MAX, encrypted_fields: None };
+        let mut parser = Parser::new(Source::Client, text, &limits, OnBadEvent::RefuseAll);
+        let mut start = 0_usize;
+        for length in lengths {
+            let end = start.saturating_add(length).min(body.len());
+            let event = parser.event(&mut Scanner::new(&body[..end], start, 0), 0);
+            parser.take(start, event)?;
+            start = end;
+        }
+        let Parser { events, cases, growth, .. } = parser;
+        let complete = start == body.len() && !events.is_empty();
+        let restored = Self { body, events, cases, growth, identity: Some(identity) };
+        if complete { Ok(restored) } else { Err(Error::Empty) }
     }
 
     /// How many events there are; never 0.
@@ -349,6 +362,21 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
+    fn new(source: Source, text: &'a str, limits: &'a Limits, on_bad: OnBadEvent) -> Self {
+        Self {
+            source,
+            text,
+            body: text.as_bytes(),
+            limits,
+            on_bad,
+            position: 0,
+            events: Vec::new(),
+            cases: Vec::new(),
+            growth: 0,
+            refused: Vec::new(),
+        }
+    }
+
     fn json(&mut self) -> Result<(), Error> {
         let mut scanner = Scanner::new(self.body, 0, 0);
         match scanner.peek() {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::commit::{Batch, CommitError, Encrypted, Receipt};
@@ -50,6 +51,24 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut writer = Writer { shared: &shared, session: None };
     while let Some(taken) = shared.queue.take().await {
         writer.commit_taken(taken).await;
+    }
+}
+
+/// Likewise, and commits what the spool replays, each batch of it by itself, until there is neither.
+pub(crate) async fn run_with_replay(shared: Arc<Shared>, mut replayed: mpsc::Receiver<Vec<Pending>>) {
+    let mut writer = Writer { shared: &shared, session: None };
+    let (mut queue_open, mut replay_open) = (true, true);
+    while queue_open || replay_open {
+        tokio::select! {
+            taken = shared.queue.take(), if queue_open => match taken {
+                Some(taken) => writer.commit_taken(taken).await,
+                None => queue_open = false,
+            },
+            batch = replayed.recv(), if replay_open => match batch {
+                Some(requests) => writer.commit_all(requests).await,
+                None => replay_open = false,
+            },
+        }
     }
 }
 
@@ -87,6 +106,10 @@ impl Writer<'_> {
     /// Commits what was taken and answers every request in it.
     async fn commit_taken(&mut self, mut taken: Taken<'_>) {
         let requests = std::mem::take(&mut taken.requests);
+        self.commit_all(requests).await;
+    }
+
+    async fn commit_all(&mut self, requests: Vec<Pending>) {
         let mut rounds = VecDeque::from([Round { requests, known: Known::default() }]);
         while let Some(round) = rounds.pop_front() {
             for next in self.commit_round(round).await.into_iter().rev() {
@@ -181,7 +204,7 @@ impl Writer<'_> {
         if self.shared.is_available() {
             deadline = deadline.max(Instant::now() + COMMIT_MIN);
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || self.shared.prefers_spool() {
             return Err(CommitError::Unavailable);
         }
         let mut doubt = Doubt::default();
@@ -232,7 +255,8 @@ impl Writer<'_> {
                     self.shared.health.failed(&self.shared.metrics, &failed.reason);
                 }
             }
-            if Instant::now() + backoff >= deadline {
+            // What is certainly not stored need not wait for the database where there is a spool.
+            if Instant::now() + backoff >= deadline || (!doubt.earlier && self.shared.prefers_spool()) {
                 return Err(if doubt.earlier {
                     CommitError::OutcomeUnknown
                 } else {

@@ -41,6 +41,7 @@ fn start(url: &str) -> (Ledger, Tasks) {
         encryption: None,
         log: None,
         archive: None,
+        spool: None,
     };
     Ledger::start(config, &prometheus::Registry::new()).unwrap()
 }

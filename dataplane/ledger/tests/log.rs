@@ -63,6 +63,7 @@ impl Pod {
                 batch_timeout: Duration::from_millis(100),
             },
             encryption: None,
+            spool: None,
             log: Some(LogConfig {
                 keys: keys(seed),
                 anchor: anchor.map(|path| format!("file://{}", path.display()).parse().unwrap()),

@@ -97,7 +97,7 @@ mod tests {
     use crate::config::Config;
 
     fn access(name: &'static str, value: &'static str) -> Option<Access> {
-        let config = Config::load(None, |name| match name {
+        let config = Config::load(None, None, |name| match name {
             "CERTEUS_DB_URL" => Some("postgres://localhost/x".into()),
             "CERTEUS_API_KEY" => Some("0123456789abcdef".into()),
             "CERTEUS_DECRYPT_API_KEY" => Some("decrypting-0123456789".into()),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use certeus_ledger::field::{Encryption, Fields, Keyring};
-use certeus_ledger::{Anchor, AnchorError, ArchiveConfig, Database, KeyError, SigningKeys};
+use certeus_ledger::{Anchor, AnchorError, ArchiveConfig, Database, KeyError, SigningKeys, SpoolConfig};
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -81,6 +81,7 @@ struct File {
     admin: ListenSection,
     database: DatabaseSection,
     ledger: LedgerSection,
+    spool: SpoolSection,
     encryption: EncryptionSection,
     retention: RetentionSection,
     log: LogSection,
@@ -113,6 +114,14 @@ struct LedgerSection {
 struct RetentionSection {
     events: Option<Days>,
     archive: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SpoolSection {
+    path: Option<PathBuf>,
+    max_bytes: Option<Bytes>,
+    persistent: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -227,6 +236,9 @@ pub(crate) struct Config {
     pub(crate) writers: usize,
     /// Where old events go, and when. Default: nowhere, never.
     pub(crate) archive: Option<ArchiveConfig>,
+    /// Where requests are kept while the database is away: `spool.path` or `--spool`, at most `spool.maxBytes` (default:
+    /// 900Mi), if `spool.persistent` says that the volume outlives the pod. Default: nowhere.
+    pub(crate) spool: Option<SpoolConfig>,
     /// Log level. Default: info.
     pub(crate) log_level: LevelFilter,
     /// What signs the log. Default: nothing.
@@ -251,15 +263,17 @@ pub(crate) struct ApiKeys {
 }
 
 impl Config {
-    /// Reads the file, if there is one, and the environment.
+    /// Reads the file, if there is one, and the environment; `spool` goes before the file's `spool.path`.
     ///
     /// # Errors
     /// When something cannot be used.
     pub(crate) fn load(
         path: Option<&Path>,
+        spool: Option<PathBuf>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Error> {
-        let file = path.map(read).transpose()?.unwrap_or_default();
+        let mut file = path.map(read).transpose()?.unwrap_or_default();
+        file.spool.path = spool.or(file.spool.path);
         for name in VARIABLES {
             if variable(name).is_some_and(|value| value.to_str().is_none()) {
                 return Err(invalid(*name, "is not UTF-8"));
@@ -303,7 +317,7 @@ fn number(
 }
 
 fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let File { api, admin, database: pool, ledger, encryption, retention, log } = file;
+    let File { api, admin, database: pool, ledger, spool, encryption, retention, log } = file;
     let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
     let api_keys = api_keys(&variable)?;
     let encryption = encryption_of(encryption.fields, variable("CERTEUS_ENCRYPTION_KEY").map(Secret))?;
@@ -359,6 +373,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         )?,
         writers,
         archive: archive(retention)?,
+        spool: spool_of(spool, encryption.as_deref())?,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
         signing_key,
         anchor: anchor.map(|(key, text)| parse_anchor(key, &text)).transpose()?,
@@ -377,6 +392,20 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     }
     check_exposure(&config)?;
     Ok(config)
+}
+
+/// A request acknowledged from a volume that goes with the pod would be lost with it: such a volume is never used.
+fn spool_of(section: SpoolSection, encryption: Option<&Encryption>) -> Result<Option<SpoolConfig>, Error> {
+    let SpoolSection { path, max_bytes, persistent } = section;
+    let bounds = 1 << 20..=1 << 50;
+    let bytes_max = number("spool.maxBytes", max_bytes.map(|bytes| bytes.0), 900 << 20, bounds)?;
+    if path.is_none() && persistent == Some(true) {
+        return Err(invalid("spool.path", "is required with spool.persistent: the folder on that volume"));
+    }
+    // What is to be encrypted is encrypted with the batch that it is stored in: the spool would hold it as it came.
+    let in_clear = encryption.is_some_and(|encryption| !encryption.fields.is_empty());
+    let usable = persistent == Some(true) && !in_clear;
+    Ok(path.filter(|_| usable).map(|path| SpoolConfig { path, bytes_max: bytes_max as u64 }))
 }
 
 fn api_keys(variable: impl Fn(&str) -> Option<String>) -> Result<Option<ApiKeys>, Error> {
@@ -552,6 +581,17 @@ mod tests {
     }
 
     #[test]
+    fn a_spool_needs_a_volume_that_is_declared_persistent_and_nothing_to_encrypt() {
+        let spool = |yaml: &str, variables: &[(&str, &str)]| load(yaml, variables).unwrap().spool;
+        assert_eq!(spool("spool: {path: /s}", &[URL]), None);
+        assert_eq!(spool("spool: {path: /s, persistent: false}", &[URL]), None);
+        let declared = "spool: {path: /s, maxBytes: 2Mi, persistent: true}";
+        assert_eq!(spool(declared, &[URL]), Some(SpoolConfig { path: "/s".into(), bytes_max: 2 << 20 }));
+        let key = ("CERTEUS_ENCRYPTION_KEY", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=");
+        assert_eq!(spool(&format!("{declared}\nencryption: {{fields: [/name]}}"), &[URL, key]), None);
+    }
+
+    #[test]
     fn the_environment_wins_over_the_file() {
         let yaml = "api: {listen: '127.0.0.1:1'}\nadmin: {listen: '127.0.0.1:2'}\ndatabase: {poolSize: 9}\n\
                     ledger: {batchTimeout: 1s, queueBytes: 2Mi}\nlog: {level: warn}";
@@ -588,6 +628,8 @@ mod tests {
             ("retention: {events: 0d}", "c.yaml: retention.events: "),
             ("retention: {events: 400d}", "retention.archive: is required with retention.events"),
             ("retention: {archive: /var/a}", "retention.archive: must be file:///absolute/path or s3://"),
+            ("spool: {persistent: true}", "spool.path: is required with spool.persistent"),
+            ("spool: {maxBytes: 5}", "spool.maxBytes: is 5, and must be from 1048576"),
             ("log: {level: loud}", "log.level: is \"loud\", and must be one of off,"),
             ("x: [", "c.yaml: not valid YAML"),
             ("[1]", "c.yaml: "),
@@ -646,7 +688,7 @@ mod tests {
     fn a_variable_that_is_not_text_is_never_taken_for_absent() {
         use std::os::unix::ffi::OsStringExt;
         for name in VARIABLES {
-            let found = Config::load(None, |asked| match asked {
+            let found = Config::load(None, None, |asked| match asked {
                 _ if asked == *name => Some(OsString::from_vec(vec![0xff; 32])),
                 "CERTEUS_DB_URL" => Some(URL.1.into()),
                 _ => None,

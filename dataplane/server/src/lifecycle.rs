@@ -24,7 +24,7 @@ pub(crate) enum Phase {
     LameDuck,
     /// Takes no events; commits what it admitted.
     Flushing,
-    /// Nothing is waiting or in flight.
+    /// Nothing is waiting or in flight. What the spool holds, if the database is away, stays on its volume.
     Drained,
 }
 
@@ -113,7 +113,8 @@ impl Lifecycle {
         finished.await;
         self.no_connections(LAST_CONNECTIONS).await;
         self.phase.send_replace(Phase::Drained);
-        tracing::info!("drained: everything admitted is committed or answered");
+        let spooled = ledger.spool_status().map_or(0, |spool| spool.records);
+        tracing::info!(spooled, "drained: everything admitted is committed, spooled or answered");
     }
 
     /// Waits until no API connection is left, or the time is over.

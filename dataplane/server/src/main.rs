@@ -55,14 +55,17 @@ struct Args {
     /// The configuration file (YAML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The folder of the spool, in place of `spool.path` in the file.
+    #[arg(long, value_name = "FOLDER")]
+    spool: Option<PathBuf>,
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
 }
 
 fn main() -> ExitCode {
-    let Args { config, check_config } = Args::parse();
-    let config = match Config::load(config.as_deref(), |name| std::env::var_os(name)) {
+    let Args { config, spool, check_config } = Args::parse();
+    let config = match Config::load(config.as_deref(), spool, |name| std::env::var_os(name)) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
@@ -115,6 +118,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         queue_bytes,
         writers,
         archive,
+        spool,
         log_level: _,
         api_keys,
         encryption,
@@ -151,6 +155,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         encryption,
         log: keys.map(|keys| LogConfig { keys, anchor, checkpoint_interval }),
         archive,
+        spool,
     };
     let api_socket = serve::bind(api, api_keys.is_some())?;
     let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;

@@ -8,7 +8,9 @@ use axum::response::{IntoResponse, Response};
 use certeus_ledger::field::DecryptError;
 use certeus_ledger::request::IdentityError;
 use certeus_ledger::submission::{self, EventError, Refused};
-use certeus_ledger::{AppendError, Class, CommitError, EraseError, Erasure, LogError, ReadError, Refusal};
+use certeus_ledger::{
+    AppendError, Class, CommitError, EraseError, Erasure, LogError, ReadError, Refusal, SpoolError,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -323,7 +325,11 @@ impl From<AppendError> for Error {
             AppendError::Refused(Refusal::Closed) => Code::Draining,
             AppendError::Unavailable | AppendError::Commit(CommitError::Unavailable) => Code::Unavailable,
             AppendError::LogRefused => Code::LogRefused,
-            AppendError::Commit(CommitError::OutcomeUnknown) => Code::OutcomeUnknown,
+            AppendError::Commit(CommitError::OutcomeUnknown) | AppendError::Spool(SpoolError::Unknown) => {
+                Code::OutcomeUnknown
+            }
+            AppendError::Spool(SpoolError::Full) => Code::Overloaded,
+            AppendError::Spool(SpoolError::Closed) => Code::Unavailable,
             AppendError::Commit(CommitError::KeyReused) => Code::IdempotencyKeyReused,
             AppendError::Commit(CommitError::SequenceReused) => Code::SequenceReused,
             AppendError::Commit(CommitError::SequenceGap { .. }) => Code::SequenceGap,

@@ -20,8 +20,12 @@ static DRAINING: AtomicBool = AtomicBool::new(false);
 async fn main() -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [option, config] = args.as_slice() else { panic!("expected --config FILE, got {args:?}") };
+    let [option, config, spool] = args.as_slice() else {
+        panic!("expected --config FILE --spool=FOLDER, got {args:?}")
+    };
     assert_eq!(option, "--config");
+    let spool = spool.strip_prefix("--spool=").map(std::path::Path::new);
+    assert!(spool.is_some_and(std::path::Path::is_dir), "{args:?}");
     let config = PathBuf::from(config);
     let text = std::fs::read_to_string(&config)?;
     assert_eq!(std::env::var("CERTEUS_API_LISTEN").as_deref(), Ok("fd:0"));

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::directory::{Directory, Error};
-use super::record::{RECORD_BYTES_MAX, Record};
+use super::record::{RECORD_BYTES_MAX, admitted_ms};
 use super::segment::{
     FRAME_HEAD_BYTES, Found, HEADER_BYTES, Header, Scan, Sequence, frame_at, put_frame, scan, to_usize,
 };
@@ -352,10 +352,8 @@ impl<D: Directory> Log<D> {
                 }
             }
         };
-        if let (Some(first), Some(entry)) = (self.segments.front_mut(), entries.first())
-            && let Ok(record) = Record::decode(entry.record.clone())
-        {
-            first.oldest_ms = record.admitted_ms;
+        if let (Some(first), Some(entry)) = (self.segments.front_mut(), entries.first()) {
+            first.oldest_ms = admitted_ms(&entry.record);
         }
         Ok((entries, None))
     }
@@ -443,10 +441,10 @@ fn entries_in(bytes: &Bytes, base: u64, sequence: Sequence) -> (Vec<Entry>, usiz
     let (mut entries, mut at) = (Vec::new(), 0);
     loop {
         let next = frame_at(bytes, at, base, sequence);
-        let Found::Frame(frame) = next else { return (entries, at, next) };
-        let position = Position { sequence, offset: base + at as u64, end: base + frame.record.end as u64 };
-        at = frame.record.end;
-        entries.push(Entry { position, record: bytes.slice(frame.record) });
+        let Found::Frame(record) = next else { return (entries, at, next) };
+        let position = Position { sequence, offset: base + at as u64, end: base + record.end as u64 };
+        at = record.end;
+        entries.push(Entry { position, record: bytes.slice(record) });
     }
 }
 
@@ -477,9 +475,7 @@ fn recover_segment<D: Directory>(
         directory.truncate(&name, valid_bytes)?;
         findings.push(Finding::TornTail { file: name, bytes: bytes - valid_bytes });
     }
-    let oldest = records.first().map(|record| Bytes::copy_from_slice(&contents[record.clone()]));
-    let oldest_ms =
-        oldest.and_then(|record| Record::decode(record).ok()).map_or(0, |record| record.admitted_ms);
+    let oldest_ms = records.first().map_or(0, |record| admitted_ms(&contents[record.clone()]));
     let segment = Segment {
         sequence,
         end: valid_bytes,

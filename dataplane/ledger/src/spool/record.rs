@@ -1,120 +1,101 @@
 //! One spooled request, and its bytes: everything that is needed to submit it again (`docs/formats/spool.md`).
 //!
-//! Owns the record's layout. Pure. Never decides whether a request is valid: the body was checked when it came, and
-//! holds only events that were accepted.
+//! Owns the record's layout. Pure. Keeps only the events that were accepted, each as it came.
 
 use bytes::{BufMut, Bytes};
 
-use crate::submission::Format;
+use crate::request::{BodyDigest, IdempotencyKey, Identity, ProducerSequence};
+use crate::submission::{self, Submission};
 
-/// Bytes of the longest idempotency key or producer id.
-pub(crate) const NAME_BYTES_MAX: usize = 255;
-/// Bytes of the longest body: above what the pod takes in one request.
-pub(crate) const BODY_BYTES_MAX: usize = 64 << 20;
-/// Bytes of the longest record: the body, and fields that are far shorter than this.
-pub(crate) const RECORD_BYTES_MAX: usize = BODY_BYTES_MAX + 4096;
+/// Bytes of the longest record: more than a pod takes in one request, with the lengths of its events.
+pub(crate) const RECORD_BYTES_MAX: usize = 64 << 20;
 
-/// Where a producer says the request stands among its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The producer's id.
-    pub(crate) producer: String,
-    /// The producer's epoch.
-    pub(crate) epoch: u64,
-    /// The request's sequence number.
-    pub(crate) sequence: u64,
-}
-
-/// A request as the spool keeps it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
-    /// When it was admitted, in milliseconds since the Unix epoch.
-    pub(crate) admitted_ms: u64,
-    /// How the body is laid out.
-    pub(crate) format: Format,
-    /// Number of events in the body.
-    pub(crate) event_count: u32,
-    /// The key under which the request is stored once, however often it is submitted.
-    pub(crate) key: String,
-    /// What tells whether another request with this key is the same one.
-    pub(crate) fingerprint: [u8; 32],
-    /// The producer's place, when it gave one.
-    pub(crate) place: Option<Place>,
-    /// The events.
-    pub(crate) body: Bytes,
-}
+const KEY: u8 = 1;
+const PRODUCER: u8 = 2;
 
 /// Why bytes are not a record. As a checksum covers them, this means another version or a defect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum DecodeError {
     /// A field reaches beyond the end.
     #[error("the record is cut short")]
     Short,
     /// A field has a value that this version does not know.
-    #[error("the record's {0} is not one this version knows")]
+    #[error("the record's {0} is not one that this version knows")]
     Unknown(&'static str),
+    /// The events are not events.
+    #[error("the record's events cannot be read")]
+    Events(#[from] submission::Error),
 }
 
-const JSON: u8 = 1;
-const NDJSON: u8 = 2;
-const WITHOUT_PLACE: u8 = 0;
-const WITH_PLACE: u8 = 1;
-
-impl Record {
-    /// Appends the record's bytes.
-    ///
-    /// # Panics
-    /// When a name is longer than [`NAME_BYTES_MAX`]: the caller has checked it.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        let Self { admitted_ms, format, event_count, key, fingerprint, place, body } = self;
-        out.reserve(body.len() + key.len() + 128);
-        out.put_u64(*admitted_ms);
-        out.put_u8(match format {
-            Format::Json => JSON,
-            Format::Ndjson => NDJSON,
-        });
-        out.put_u32(*event_count);
-        put_name(out, key);
-        out.put_slice(fingerprint);
-        match place {
-            None => out.put_u8(WITHOUT_PLACE),
-            Some(Place { producer, epoch, sequence }) => {
-                out.put_u8(WITH_PLACE);
-                put_name(out, producer);
-                out.put_u64(*epoch);
-                out.put_u64(*sequence);
-            }
+/// The bytes of a request that was admitted at a time, in milliseconds since the Unix epoch.
+///
+/// # Panics
+/// When the request has no identity: submitted again, it could be stored twice.
+pub(crate) fn encode(admitted_ms: u64, submission: &Submission) -> Vec<u8> {
+    let (identity, BodyDigest(digest)) = submission.identity().expect("a spooled request has an identity");
+    let bytes: usize = submission.events().map(|event| event.payload.len() + 4).sum();
+    let mut out = Vec::with_capacity(bytes + 512);
+    out.put_u64(admitted_ms);
+    match identity {
+        Identity::Key(key) => {
+            out.put_u8(KEY);
+            put_text(&mut out, key.as_str());
         }
-        out.put_slice(body);
+        Identity::Producer(producer) => {
+            out.put_u8(PRODUCER);
+            put_text(&mut out, producer.id());
+            out.put_u32(producer.epoch());
+            out.put_u64(producer.first());
+        }
     }
-
-    /// Reads a record; the body is not copied.
-    pub(crate) fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
-        let mut rest = Fields(bytes);
-        let admitted_ms = rest.u64()?;
-        let format = match rest.u8()? {
-            JSON => Format::Json,
-            NDJSON => Format::Ndjson,
-            _ => return Err(DecodeError::Unknown("format")),
-        };
-        let event_count = u32::from_be_bytes(rest.array()?);
-        let key = rest.name("key")?;
-        let fingerprint = rest.array()?;
-        let place = match rest.u8()? {
-            WITHOUT_PLACE => None,
-            WITH_PLACE => {
-                Some(Place { producer: rest.name("producer")?, epoch: rest.u64()?, sequence: rest.u64()? })
-            }
-            _ => return Err(DecodeError::Unknown("place")),
-        };
-        Ok(Self { admitted_ms, format, event_count, key, fingerprint, place, body: rest.0 })
+    out.put_slice(digest);
+    out.put_u32(narrow(submission.len()));
+    for event in submission.events() {
+        out.put_u32(narrow(event.payload.len()));
     }
+    for event in submission.events() {
+        out.put_slice(event.payload);
+    }
+    out
 }
 
-fn put_name(out: &mut Vec<u8>, name: &str) {
-    assert!(name.len() <= NAME_BYTES_MAX, "a name of {} bytes reached the spool", name.len());
-    out.put_u8(u8::try_from(name.len()).unwrap_or(u8::MAX));
-    out.put_slice(name.as_bytes());
+/// When a record's request was admitted; 0 when the bytes are no record.
+pub(crate) fn admitted_ms(record: &[u8]) -> u64 {
+    record.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+/// The request of a record; its events are not copied.
+pub(crate) fn decode(record: Bytes) -> Result<Submission, DecodeError> {
+    let mut rest = Fields(record);
+    let _admitted_ms: [u8; 8] = rest.array()?;
+    let identity = match rest.u8()? {
+        KEY => {
+            let key = rest.text("key")?;
+            Identity::Key(IdempotencyKey::new(&key).map_err(|_invalid| DecodeError::Unknown("key"))?)
+        }
+        PRODUCER => {
+            let (id, epoch, first) = (rest.text("producer")?, rest.u32()?, rest.array()?);
+            let producer = ProducerSequence::new(&id, epoch, u64::from_be_bytes(first));
+            Identity::Producer(producer.map_err(|_invalid| DecodeError::Unknown("producer"))?)
+        }
+        _ => return Err(DecodeError::Unknown("kind of identity")),
+    };
+    let digest = BodyDigest(rest.array()?);
+    let count = rest.u32()? as usize;
+    // Each event has a length, so the number of events is bounded by the record's own size.
+    let lengths = rest.take(count.checked_mul(4).ok_or(DecodeError::Short)?)?;
+    let lengths = lengths.as_chunks::<4>().0.iter().map(|length| u32::from_be_bytes(*length) as usize);
+    Ok(Submission::restore(rest.0, lengths, (identity, digest))?)
+}
+
+fn narrow(number: usize) -> u32 {
+    u32::try_from(number).expect("a request body is bounded far below 4 GiB")
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    // Keys have at most 255 bytes, producers' ids fewer.
+    out.put_u8(u8::try_from(text.len()).expect("an identity was checked"));
+    out.put_slice(text.as_bytes());
 }
 
 /// What is left to read.
@@ -135,11 +116,11 @@ impl Fields {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        Ok(u64::from_be_bytes(self.array()?))
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        Ok(u32::from_be_bytes(self.array()?))
     }
 
-    fn name(&mut self, field: &'static str) -> Result<String, DecodeError> {
+    fn text(&mut self, field: &'static str) -> Result<String, DecodeError> {
         let length = usize::from(self.u8()?);
         let bytes = self.take(length)?;
         String::from_utf8(bytes.into()).map_err(|_not_text| DecodeError::Unknown(field))
@@ -151,44 +132,75 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::submission::{Format, Limits, OnBadEvent};
 
-    fn records() -> impl Strategy<Value = Record> {
-        let place = ("[a-z]{1,255}", any::<u64>(), any::<u64>())
-            .prop_map(|(producer, epoch, sequence)| Place { producer, epoch, sequence });
-        (
-            any::<(u64, bool, u32, [u8; 32])>(),
-            "\\PC{0,60}",
-            proptest::option::of(place),
-            proptest::collection::vec(any::<u8>(), 0..300),
-        )
-            .prop_map(|((admitted_ms, json, event_count, fingerprint), key, place, body)| Record {
-                admitted_ms,
-                format: if json { Format::Json } else { Format::Ndjson },
-                event_count,
-                key,
-                fingerprint,
-                place,
-                body: body.into(),
-            })
+    fn parse(body: &str, format: Format, identity: Identity) -> Submission {
+        let limits = Limits { request_events_max: 100, event_bytes_max: 1000, encrypted_fields: None };
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        let parsed = Submission::parse(body, format, &limits, OnBadEvent::RefuseOne).unwrap();
+        parsed.submission.unwrap().identified(identity, &[1, 2]).unwrap()
+    }
+
+    fn identities() -> impl Strategy<Value = Identity> {
+        let key = "[!-~]{1,255}".prop_map(|key| Identity::Key(IdempotencyKey::new(&key).unwrap()));
+        let producer = ("[!-~]{1,128}", any::<u32>(), 0..u64::MAX / 4).prop_map(|(id, epoch, first)| {
+            Identity::Producer(ProducerSequence::new(&id, epoch, first).unwrap())
+        });
+        prop_oneof![key, producer]
     }
 
     proptest! {
         #[test]
-        fn a_record_comes_back_as_it_was_and_no_prefix_of_its_fields_is_one(record in records()) {
-            let mut bytes = Vec::new();
-            record.encode(&mut bytes);
-            prop_assert!(bytes.len() <= RECORD_BYTES_MAX);
-            let fields = bytes.len() - record.body.len();
-            for end in 0..fields {
-                let cut = Bytes::copy_from_slice(&bytes[..end]);
-                prop_assert_eq!(Record::decode(cut), Err(DecodeError::Short));
+        fn a_request_comes_back_as_it_was_and_no_prefix_of_it_does(
+            identity in identities(),
+            events in proptest::collection::vec(("[a-zé\"\\\\]{1,9}", 0..9_u8, "[ \n]{0,2}"), 1..6),
+            json in any::<bool>(),
+            admitted_ms in any::<u64>(),
+        ) {
+            let events: Vec<String> = events
+                .iter()
+                .map(|(kind, n, space)| {
+                    let space = if json { space.as_str() } else { " " };
+                    let kind = serde_json::to_string(kind).unwrap();
+                    format!("{{\"type\":{kind},{space}\"timestamp\":{n}, \"case_id\":{kind}}}")
+                })
+                .collect();
+            // One is refused, and so not kept.
+            let (format, body) = if json {
+                (Format::Json, format!("[ {} ,{{}}]", events.join(" , ")))
+            } else {
+                (Format::Ndjson, format!("\n{}\n{{}}\n", events.join("\n\n")))
+            };
+            let submission = parse(&body, format, identity);
+            let bytes = Bytes::from(encode(admitted_ms, &submission));
+            prop_assert_eq!(super::admitted_ms(&bytes), admitted_ms);
+            for end in 0..bytes.len() {
+                prop_assert!(decode(bytes.slice(..end)).is_err());
             }
-            prop_assert_eq!(Record::decode(bytes.into()), Ok(record));
+            let restored = decode(bytes).unwrap();
+            prop_assert_eq!(restored.identity(), submission.identity());
+            let of = |submission: &Submission| -> Vec<(String, i64, Vec<u8>)> {
+                let events = submission.events();
+                events.map(|event| (event.kind.to_owned(), event.time.micros(), event.payload.to_vec())).collect()
+            };
+            prop_assert_eq!(of(&restored), of(&submission));
+            prop_assert!(restored.cases().eq(submission.cases()));
+            prop_assert_eq!(restored.len(), events.len());
         }
 
         #[test]
         fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _either = Record::decode(bytes.into());
+            let _either = decode(bytes.into());
         }
+    }
+
+    /// Brackets around the events would count as a level.
+    #[test]
+    fn an_event_may_be_as_deep_as_when_it_came() {
+        let body =
+            format!("{{\"type\":\"a\",\"timestamp\":1,\"x\":{}1{}}}", "[".repeat(127), "]".repeat(127));
+        let identity = Identity::Key(IdempotencyKey::new("k").unwrap());
+        let submission = parse(&body, Format::Ndjson, identity);
+        assert_eq!(decode(encode(1, &submission).into()).unwrap().len(), 1);
     }
 }

@@ -56,6 +56,21 @@ fn overlay(onto: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     onto[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
+impl Simulated {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Rc::new(RefCell::new(Disk {
+            inodes: Vec::new(),
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            changed_names: Vec::new(),
+            random: StdRng::seed_from_u64(seed),
+            fault_rate: 0.0,
+            crash_after: None,
+            capacity: u64::MAX,
+        })))
+    }
+}
+
 impl Inode {
     /// A part of what is dirty reaches the disk, in any order, torn anywhere.
     fn write_back_some(&mut self, random: &mut StdRng) {
@@ -70,19 +85,6 @@ impl Inode {
 }
 
 impl Disk {
-    pub(crate) fn new(seed: u64) -> Simulated {
-        Simulated(Rc::new(RefCell::new(Self {
-            inodes: Vec::new(),
-            names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
-            changed_names: Vec::new(),
-            random: StdRng::seed_from_u64(seed),
-            fault_rate: 0.0,
-            crash_after: None,
-            capacity: u64::MAX,
-        })))
-    }
-
     /// What a new process finds.
     pub(crate) fn restart(&mut self, crash: Crash) {
         self.crash_after = None;

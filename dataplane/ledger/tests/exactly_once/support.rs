@@ -51,6 +51,7 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         encryption: None,
         log: None,
         archive: None,
+        spool: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();

@@ -34,6 +34,7 @@ pub(crate) fn config(url: &str) -> Config {
         encryption: None,
         log: None,
         archive: None,
+        spool: None,
     }
 }
 

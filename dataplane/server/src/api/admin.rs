@@ -18,6 +18,8 @@ pub(crate) struct DrainReply {
     queue_events: usize,
     in_flight_events: usize,
     connections: usize,
+    /// Requests that stay on the pod's volume, as the database was away when it drained.
+    spool_records: u64,
 }
 
 fn reply(app: &App) -> Json<DrainReply> {
@@ -32,6 +34,7 @@ fn reply(app: &App) -> Json<DrainReply> {
         queue_events: depth.events,
         in_flight_events: depth.in_flight_events,
         connections: app.lifecycle.connections(),
+        spool_records: app.ledger.spool_status().map_or(0, |spool| spool.records),
     })
 }
 
@@ -48,7 +51,7 @@ pub(crate) async fn drain_state(State(app): State<App>) -> Json<DrainReply> {
 
 /// All metrics in Prometheus' text format.
 pub(crate) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Error> {
-    let _gauges_are_now_current = app.ledger.depth();
+    let _gauges_are_now_current = (app.ledger.depth(), app.ledger.spool_status());
     let unknown = || Error::new(Code::Internal, "the process's use of CPU and memory cannot be read");
     app.process.update().ok_or_else(unknown)?;
     app.draining.set(i64::from(app.lifecycle.phase() != Phase::Serving));

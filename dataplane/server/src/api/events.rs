@@ -8,10 +8,11 @@ use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use certeus_ledger::request::IdempotencyKey;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Refused, Submission};
 use certeus_ledger::timestamp::Timestamp;
 use certeus_ledger::{
-    AppendError, CommitError, Content, Filter, LogError, LogState, PAGE_EVENTS_MAX, Receipt,
+    Acknowledged, AppendError, CommitError, Content, Filter, LogError, LogState, PAGE_EVENTS_MAX, Receipt,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -120,6 +121,27 @@ pub(crate) struct Acknowledgement<'a> {
     refused_count: usize,
 }
 
+/// What is in the pod's spool and not in the database yet.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Spooled<'a> {
+    /// The ledger.
+    ledger: &'a str,
+    /// `spooled`: flushed to the pod's own volume while the database is away.
+    ack: &'static str,
+    /// Number of events.
+    count: usize,
+    /// The same request, sent again with this key in `Idempotency-Key`, gets its places once they are known. Absent for a
+    /// producer's request, which is known by its numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+    /// Refused events, at most 100 of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<RefusedEvent>,
+    /// How many events were refused.
+    #[serde(skip_serializing_if = "is_zero")]
+    refused_count: usize,
+}
+
 /// Events that a producer had sent before, so long ago that their places are not remembered.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Duplicate<'a> {
@@ -145,7 +167,7 @@ fn is_zero(number: &usize) -> bool {
 /// committed together or not at all. 429 and 503 mean that nothing was stored, except for the problem `outcome-unknown`.
 ///
 /// A request with an `Idempotency-Key`, or with the three `Producer` headers, is stored once however often it is sent: after
-/// a timeout or `outcome-unknown`, send it again unchanged. Events of one text member `case_id` form a case.
+/// a timeout or `outcome-unknown`, send it again unchanged. The same gets the receipt of a request that was answered 202. Events of one text member `case_id` form a case.
 #[utoipa::path(
     post,
     path = "/v1/ledger/events",
@@ -159,6 +181,7 @@ fn is_zero(number: &usize) -> bool {
         (status = 201, description = "The events are committed", body = Acknowledgement, headers(
             ("Idempotency-Replayed" = String, description = "`true` when an earlier sending of this request had stored them"),
         )),
+        (status = 202, description = "The database is away: the events are durable in the pod's spool and will be committed when it is back", body = Spooled),
         (status = 400, description = "Nothing was stored: the request or an event is not valid", body = Problem),
         (status = 401, description = "Nothing was stored: the API key is missing or wrong", body = Problem),
         (status = 403, description = "Nothing was stored: the producer has a newer epoch", body = Problem),
@@ -205,10 +228,10 @@ pub(crate) async fn append(
         parse(received.bytes)
     }?;
     let count = submission.len();
-    let appended = app.ledger.append(submission).await;
+    let appended = app.ledger.submit(submission, &options(format, partial, ids)).await;
     drop(received.held);
     match appended {
-        Ok(receipt) => {
+        Ok(Acknowledged::Committed(receipt)) => {
             let ack = match ack {
                 Ack::Sealed => {
                     let end_index = receipt.first_index + receipt.count as u64;
@@ -217,6 +240,17 @@ pub(crate) async fn append(
                 Ack::Committed => Ack::Committed,
             };
             Ok(acknowledge(app.ledger.name(), &receipt, ack, &refused, ids))
+        }
+        Ok(Acknowledged::Spooled { count, key }) => {
+            let spooled = Spooled {
+                ledger: app.ledger.name(),
+                ack: "spooled",
+                count,
+                idempotency_key: key.as_ref().map(IdempotencyKey::as_str),
+                refused: refused_events(&refused),
+                refused_count: refused.len(),
+            };
+            Ok((StatusCode::ACCEPTED, json(&spooled)).into_response())
         }
         Err(AppendError::Commit(CommitError::Duplicate)) => {
             let duplicate =

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use certeus_ledger::{Availability, BreakerState, LogState};
+use certeus_ledger::{Availability, BreakerState, LogState, SpoolCondition};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -17,6 +17,8 @@ use crate::lifecycle::Phase;
 pub(crate) enum Status {
     /// Takes events.
     Healthy,
+    /// The database is away; takes events into its spool.
+    Spooling,
     /// The database has not been reached yet.
     Starting,
     /// The database is away.
@@ -84,13 +86,19 @@ pub(super) fn status(app: &App) -> Status {
             Status::Refused
         }
         Availability::Available => Status::Healthy,
+        _ if app.ledger.is_spooling() => Status::Spooling,
         Availability::Starting { .. } => Status::Starting,
         Availability::Unavailable { .. } => Status::Unavailable,
     }
 }
 
 fn code(status: Status) -> StatusCode {
-    if status == Status::Healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    match status {
+        Status::Healthy | Status::Spooling => StatusCode::OK,
+        Status::Starting | Status::Unavailable | Status::Refused | Status::Draining => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    }
 }
 
 /// The pod's state; 503 unless it takes events.
@@ -133,7 +141,7 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
         Availability::Starting { .. } => "has not been reached yet",
         Availability::Unavailable { .. } => "is not available; see the pod's log or /v1/ledger/diagnostics",
     };
-    let components = vec![
+    let mut components = vec![
         Component {
             name: "database",
             healthy: available == Availability::Available,
@@ -150,7 +158,24 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
             message: app.ledger.breaker().name().to_owned(),
         },
     ];
-    let components = [components, vec![log_component(&app)]].concat();
+    components.push(log_component(&app));
+    if let Some(spool) = app.ledger.spool_status() {
+        let set_aside = match spool.set_aside {
+            0 => String::new(),
+            files => format!("; {files} files were set aside and need a look"),
+        };
+        components.push(Component {
+            name: "spool",
+            healthy: spool.takes_requests() && spool.set_aside == 0,
+            message: format!(
+                "{}: {} requests wait, {} of {} bytes are used{set_aside}",
+                condition_name(&spool.condition),
+                spool.records,
+                spool.bytes,
+                spool.bytes_max
+            ),
+        });
+    }
     let uptime_seconds = app.process.uptime().as_secs();
     (
         code(status),
@@ -183,6 +208,15 @@ fn log_component(app: &App) -> Component {
         }
     };
     Component { name: "log", healthy, message }
+}
+
+/// The condition in a word; the reason is in the log and, for callers with a key, in `/v1/ledger/health`.
+pub(super) fn condition_name(condition: &SpoolCondition) -> &'static str {
+    match condition {
+        SpoolCondition::Opening(_) => "opening",
+        SpoolCondition::Open => "open",
+        SpoolCondition::Failed(_) => "failed",
+    }
 }
 
 /// What the process uses of the machine.

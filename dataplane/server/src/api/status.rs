@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use certeus_ledger::{Availability, LogState};
+use certeus_ledger::{Availability, LogState, SpoolCondition, SpoolStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::App;
-use super::health::{Status, mebibytes, status};
+use super::health::{Status, condition_name, mebibytes, status};
 
 /// The reply of `/v1/ledger/metrics`. Latencies run from admission to acknowledgement, over the last 30 to 60 s.
 #[derive(Debug, Serialize, ToSchema)]
@@ -57,6 +57,46 @@ pub(crate) struct LedgerHealthReply {
     breaker: &'static str,
     /// Events that the newest signed checkpoint covers; null without one.
     sealed: Option<u64>,
+    /// What waits in the pod's spool, if it has one. Reads do not see it before it is committed.
+    spool: Option<SpoolReply>,
+}
+
+/// The spool.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SpoolReply {
+    /// `open` (takes requests), `opening`, or `failed`.
+    condition: &'static str,
+    /// Why it does not take requests.
+    reason: Option<String>,
+    /// Requests waiting for the database.
+    records: u64,
+    /// Bytes of its files.
+    bytes: u64,
+    /// Bytes that they may have.
+    bytes_max: u64,
+    /// Age of the oldest request.
+    oldest_age_seconds: f64,
+    /// Files set aside: damaged ones, and requests that the database refused for good.
+    set_aside: u64,
+}
+
+impl SpoolReply {
+    fn new(status: &SpoolStatus) -> Self {
+        let reason = match &status.condition {
+            SpoolCondition::Open => None,
+            SpoolCondition::Opening(reason) => reason.as_ref().map(ToString::to_string),
+            SpoolCondition::Failed(reason) => Some(reason.to_string()),
+        };
+        Self {
+            condition: condition_name(&status.condition),
+            reason,
+            records: status.records,
+            bytes: status.bytes,
+            bytes_max: status.bytes_max,
+            oldest_age_seconds: status.oldest_age().as_secs_f64(),
+            set_aside: status.set_aside,
+        }
+    }
 }
 
 /// The reply of `/v1/ledger/diagnostics`.
@@ -140,6 +180,7 @@ pub(crate) async fn ledger_health(State(app): State<App>) -> Json<LedgerHealthRe
         reason,
         sealed,
         breaker: app.ledger.breaker().name(),
+        spool: app.ledger.spool_status().as_ref().map(SpoolReply::new),
     })
 }
 
