@@ -47,8 +47,6 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         database: Database::from_url(&pg.url()).unwrap(),
         writers: 2,
         read_connections: 2,
-        log: None,
-        encryption: None,
         queue: QUEUE,
         encryption: None,
         log: None,
