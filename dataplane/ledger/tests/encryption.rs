@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use certeus_ledger::envelope::Envelope;
@@ -237,7 +237,7 @@ async fn digests_of_requests_are_keyed_and_recognised_after_a_rotation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_covers_the_stored_bytes_and_names_the_key() {
-    let wait = Duration::from_secs(30);
+    let wait = Duration::from_secs(60);
     let pg = LocalPg::start(&Options::default()).unwrap();
     let signer = SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [1; 32]).unwrap();
     let log = LogConfig {
@@ -247,7 +247,15 @@ async fn a_proof_covers_the_stored_bytes_and_names_the_key() {
     };
     let (ledger, tasks) = start(Config { log: Some(log), ..config(&pg.url(), ONE, &["/card/number"]) }).await;
     let first = ledger.append(request(&ledger, 0, 2)).await.unwrap().first_id;
-    let found = ledger.event_proof(id_after(first, 1), Some(wait)).await.unwrap().unwrap();
+    // A sealer that has only just begun may answer that it cannot prove yet.
+    let started = Instant::now();
+    let found = loop {
+        match ledger.event_proof(id_after(first, 1), Some(wait)).await {
+            Ok(found) => break found.unwrap(),
+            Err(error) => assert!(started.elapsed() < wait, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     let stored = found.event.payload().unwrap();
     assert!(!String::from_utf8_lossy(stored).contains("HIDDEN"));
     let (salt, head) = found.proof.extra[1..].split_first_chunk::<32>().unwrap();
