@@ -147,15 +147,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Whether a receipt shows that the database has lost signed events; the log then refuses all further ones. `sealed` is what was
-    /// signed before the request was sent.
+    /// Whether a receipt must not be given, as the database has lost signed events; the log then refuses all further ones.
+    /// `sealed` is what was signed before the request was sent.
     pub(crate) fn contradicts(&self, receipt: &Receipt, sealed: u64) -> bool {
-        let lost = receipt.first_index < sealed && !receipt.replayed;
-        if lost {
+        if receipt.first_index < sealed && !receipt.replayed {
             // Stored, but where other events were signed.
             self.log.refuse(&log::Refusal::Behind { committed: receipt.first_index, signed: sealed });
         }
-        lost
+        self.log.refuses()
     }
 
     /// Whether a request of which nothing is stored had better go to the spool than wait for the database.

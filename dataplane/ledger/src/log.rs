@@ -219,6 +219,15 @@ impl Log {
         self.latest.borrow().as_ref().map_or(0, |latest| latest.signed.checkpoint.size())
     }
 
+    /// Events that a database which holds this log has at least: what the newest checkpoint covers that is known here or in the
+    /// anchor. An anchor that cannot be read, or trusted, is the sealer's to report.
+    pub(crate) async fn known_size(&self) -> u64 {
+        let Some(LogConfig { keys, anchor: Some(anchor), .. }) = &self.config else { return self.size() };
+        let anchored = anchor.read().await.ok().flatten();
+        let anchored = anchored.and_then(|text| keys.verify(&text).ok()).map_or(0, |found| found.size());
+        anchored.max(self.size())
+    }
+
     /// Waits until the log was compared with the database, if it is signed.
     pub(crate) async fn checked(&self) {
         // The sender lives in `self`, so this waits for the state and nothing else.

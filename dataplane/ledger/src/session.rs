@@ -124,6 +124,11 @@ impl From<Error> for Failed {
 }
 
 impl Failed {
+    pub(crate) fn log_refused() -> Self {
+        let reason = "the database is not the one that the log was signed for".to_owned();
+        Self { failure: Failure::Refused, reason }
+    }
+
     fn out_of_sequence() -> Self {
         let reason = "a producer is not where a request of the batch expects it".to_owned();
         Self { failure: Failure::Claimed, reason }
@@ -163,6 +168,14 @@ impl Session {
     /// Whether batches of a day can be stored through it.
     pub(crate) fn serves(&self, day: Day) -> bool {
         self.day == day && !self.connection.client.is_closed()
+    }
+
+    /// Events in the ledger.
+    pub(crate) async fn next_index(&self, ledger: &str) -> Result<u64, Error> {
+        let sql = "SELECT next_index FROM certeus.heads WHERE ledger = $1";
+        let row = self.connection.client.query_opt(sql, &[&ledger]).await?;
+        // Without a head, which the next commit finds out, there is nothing.
+        Ok(row.and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok()).unwrap_or(0))
     }
 
     /// The first index of a batch that an earlier attempt stored.

@@ -101,6 +101,9 @@ pub enum ReadError {
     /// The payload is gone, and nothing in the ledger says that it was erased.
     #[error("event {0} has lost its payload, and no event of the ledger records an erasure")]
     Lost(Uuid),
+    /// The event is nowhere, although its batch tells of it.
+    #[error("event {0} is missing, and its batch tells of it: it was removed from the database")]
+    Removed(Uuid),
     /// A stored value is outside what this software ever writes.
     #[error("event {0} has an impossible value in the database")]
     Impossible(Uuid),
@@ -132,6 +135,7 @@ impl ReadError {
             Self::Archive(error) if error.is_unavailable() => Class::Unavailable,
             Self::Altered(_)
             | Self::Lost(_)
+            | Self::Removed(_)
             | Self::Impossible(_)
             | Self::Archive(_)
             | Self::NotInArchive(_) => Class::Corrupt,

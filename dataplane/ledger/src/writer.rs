@@ -27,8 +27,9 @@ use crate::commit::{Batch, CommitError, Encrypted, Receipt};
 use crate::dedup::{self, Claim, Known, Verdict};
 use crate::envelope::BatchSecret;
 use crate::field::{Encryption, Encryptor};
-use crate::id::BatchId;
+use crate::id::{BatchId, Day};
 use crate::ledger::Shared;
+use crate::log;
 use crate::postgres::Failure;
 use crate::queue::{Pending, Taken};
 use crate::session::{Failed, Session};
@@ -268,15 +269,32 @@ impl Writer<'_> {
         }
     }
 
+    /// Opens a session, to a database that has what was signed: behind a new connection may be another one, such as an old backup.
+    /// Behind an open connection the database stays the same.
+    async fn open(&self, day: Day) -> Result<Session, Failed> {
+        // Read before the database, which has grown since, if it is the right one.
+        let signed = self.shared.log.known_size().await;
+        let session = Session::open(&self.shared.database, day).await?;
+        let committed = session.next_index(&self.shared.name).await?;
+        if committed < signed {
+            self.shared.log.refuse(&log::Refusal::Behind { committed, signed });
+            return Err(Failed::log_refused());
+        }
+        Ok(session)
+    }
+
     async fn attempt(
         &mut self,
         batch: &Batch<'_>,
         asked: &[&Claim<'_>],
         doubt: &mut Doubt,
     ) -> Result<Ended, Failed> {
+        if self.shared.log.refuses() {
+            return Err(Failed::log_refused());
+        }
         let session = match self.session.take() {
             Some(session) if session.serves(batch.id.day()) => session,
-            _ => Session::open(&self.shared.database, batch.id.day()).await?,
+            _ => self.open(batch.id.day()).await?,
         };
         let session = self.session.insert(session);
         if doubt.contested {

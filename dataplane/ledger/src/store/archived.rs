@@ -58,7 +58,14 @@ impl Ledger {
         let statement = client.prepare_cached(SQL).await?;
         let batch = BatchId::of(id).uuid();
         let row = client.query_opt(&statement, &[&id, &batch, &self.name(), &entry_start]).await?;
-        let Some(row) = row else { return Ok(None) };
+        let Some(row) = row else {
+            const LOST: &str = "SELECT FROM certeus.batches b WHERE b.batch_id = $1 AND b.ledger = $2 \
+                 AND certeus.position_of($3) < b.event_count";
+            let statement = client.prepare_cached(LOST).await?;
+            // Its batch tells of it, and it is neither here nor there: somebody took it out.
+            let told = client.query_opt(&statement, &[&batch, &self.name(), &id]).await?;
+            return if told.is_some() { Err(ReadError::Removed(id)) } else { Ok(None) };
+        };
         let producers = Runs::read(row.get(7)).map_err(|_malformed| impossible())?;
         let commitment = Commitment::new(row.get(4), row.get(5), row.get(6), &producers, row.get(8), id);
         let commitment = commitment.ok_or_else(impossible)?;
