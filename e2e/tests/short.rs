@@ -46,10 +46,7 @@ scenarios! {
     network_clients = "network-clients",
     tamper_read = "tamper-read",
     sealer_kill = "sealer-kill",
-    #[ignore = "now and then: what was admitted before the restore is committed to the old database, and acknowledged once its \
-                indexes are past the signed size"]
     old_backup = "old-backup",
     rewrite = "rewrite",
-    #[ignore = "reading an event whose row was deleted gives 404, although its batch says that it must be there"]
     removed_event = "removed-event",
 }

@@ -62,7 +62,7 @@ fn line(progress: Progress, before: u64, elapsed: Duration, bar: bool) -> String
     let percent = if through == 0 { 100 } else { u128::from(done) * 100 / u128::from(through) };
     let mut text = String::new();
     if bar {
-        let cells = if through == 0 { BAR_CELLS } else { done.saturating_mul(BAR_CELLS) / through };
+        let cells = done.saturating_mul(BAR_CELLS).checked_div(through).unwrap_or(BAR_CELLS);
         for cell in 0..BAR_CELLS {
             text.push(if cell < cells { '█' } else { '░' });
         }
