@@ -294,7 +294,9 @@ async fn every_tampering_is_named_and_nothing_else() {
     ];
     // Its rows are left over.
     let batch_removed = vec![(BatchMissing, Some((745, 784))), (EventAdded, None)];
-    let cases: Vec<(&str, String, Vec<(Kind, Option<(u64, u64)>)>)> = vec![
+    /// What is done to the database, in words and in SQL, and what the audit must find, at which indexes.
+    type Case<'a> = (&'a str, String, Vec<(Kind, Option<(u64, u64)>)>);
+    let cases: Vec<Case<'_>> = vec![
         ("rows", rows.join(";"), rows_found),
         ("entries", entries.join(";"), entries_found),
         ("the log", log.join(";"), log_found),

@@ -127,8 +127,8 @@ impl Model {
         }
         let (counts, suspects) = audit.finish();
         assert_eq!(
-            counts.rehashed as usize + suspects.added.iter().map(|(_, count)| *count as usize).sum::<usize>(),
-            self.rows.len()
+            counts.rehashed + suspects.added.iter().map(|(_, count)| u64::from(*count)).sum::<u64>(),
+            self.rows.len() as u64
         );
         let content = |id: Uuid| {
             let row = self.rows.iter().find(|row| row.id == id)?;
