@@ -9,6 +9,7 @@
 //! same request meet, however long either takes, and although the clocks of their pods differ by up to a day.
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::id::Day;
 
@@ -24,6 +25,7 @@ const PERIOD_DAYS: u32 = 3;
 
 const KEY_DOMAIN: &[u8; 15] = b"certeus/key/v1\0";
 const PRODUCER_DOMAIN: &[u8; 20] = b"certeus/producer/v1\0";
+const BUNDLE_DOMAIN: &[u8; 18] = b"certeus/bundle/v1\0";
 const BODY_DOMAIN: &[u8; 16] = b"certeus/body/v1\0";
 
 /// Why something is not the identity of a request.
@@ -115,6 +117,8 @@ pub enum Identity {
     Key(IdempotencyKey),
     /// A producer's sequence numbers.
     Producer(ProducerSequence),
+    /// The proof bundle that the ledger's own event records.
+    Bundle(Uuid),
 }
 
 /// The digest under which a request of a ledger is remembered.
@@ -145,6 +149,11 @@ impl Identity {
                 part(id.as_bytes());
                 part(&epoch.to_be_bytes());
                 part(&first.to_be_bytes());
+            }
+            Self::Bundle(rid) => {
+                part(BUNDLE_DOMAIN);
+                part(ledger.as_bytes());
+                part(rid.as_bytes());
             }
         }
         RequestKey(hasher.finalize().into())
