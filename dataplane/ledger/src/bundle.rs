@@ -214,7 +214,8 @@ impl Claims {
 
     fn members(&self) -> Vec<(String, &RawValue)> {
         // Checked when they were made.
-        serde_json::from_str::<wire::Members<'_>>(self.0.get()).map_or_else(|_| Vec::new(), |members| members.0)
+        serde_json::from_str::<wire::Members<'_>>(self.0.get())
+            .map_or_else(|_| Vec::new(), |members| members.0)
     }
 }
 

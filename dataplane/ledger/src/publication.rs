@@ -20,8 +20,8 @@ use tokio_postgres::{Error, GenericClient};
 use uuid::{Builder, Uuid};
 
 use crate::bundle::{self, Bundle, Claims, Entry, EntryError, NotProven, Opened, Trust};
-use crate::error::Class;
 use crate::erasure;
+use crate::error::Class;
 use crate::ledger::{AppendError, Ledger};
 use crate::log::{Latest, LogError, extra};
 use crate::request::Identity;
@@ -79,7 +79,9 @@ pub enum PublicationError {
         id: Uuid,
     },
     /// Our key has signed a checkpoint of another history.
-    #[error("the bundle's checkpoint of {size} events is signed, and is not of the history of the newest one")]
+    #[error(
+        "the bundle's checkpoint of {size} events is signed, and is not of the history of the newest one"
+    )]
     Forked {
         /// Its size.
         size: u64,
@@ -159,7 +161,8 @@ impl Ledger {
         let _turn = self.bundling_turn().await?;
         let found = self.entries(ids).await?;
         if strict {
-            let proven: Vec<_> = found.iter().map(|(event, _)| (event.id, event.payload().is_none())).collect();
+            let proven: Vec<_> =
+                found.iter().map(|(event, _)| (event.id, event.payload().is_none())).collect();
             bundle::check_strict(&claims, &proven)?;
         }
         let size = found.iter().map(|(event, _)| event.index + 1).max().unwrap_or(0);
@@ -312,11 +315,7 @@ impl Ledger {
     }
 
     /// The event that records this bundle, if there is one.
-    async fn recorded(
-        &self,
-        rid: Uuid,
-        sha256: &[u8; 32],
-    ) -> Result<Option<(Uuid, u64)>, PublicationError> {
+    async fn recorded(&self, rid: Uuid, sha256: &[u8; 32]) -> Result<Option<(Uuid, u64)>, PublicationError> {
         let page = self.case_events(&rid.to_string(), 0, RECORDS_MAX).await?;
         for found in page.events {
             let Some(event) = self.stored(found.id).await?.filter(|event| event.kind == RECORD_TYPE) else {

@@ -749,8 +749,13 @@ mod tests {
         for word in ["", "yes", "2"] {
             assert!(refusal("", &[URL, ("STRICT_PROOF_ONLY", word)]).starts_with("STRICT_PROOF_ONLY: is"));
         }
-        for url in ["a.example", "https://", "ftp://a", "https://a?b", "https://a b", "https:///x", "https://a@b"] {
-            assert!(refusal("", &[URL, ("PUBLIC_BASE_URL", url)]).starts_with("PUBLIC_BASE_URL: is"), "{url}");
+        for url in
+            ["a.example", "https://", "ftp://a", "https://a?b", "https://a b", "https:///x", "https://a@b"]
+        {
+            assert!(
+                refusal("", &[URL, ("PUBLIC_BASE_URL", url)]).starts_with("PUBLIC_BASE_URL: is"),
+                "{url}"
+            );
         }
     }
 

@@ -473,7 +473,9 @@ impl From<PublicationError> for Error {
         match error {
             PublicationError::Bundle(error) => error.into(),
             PublicationError::Unknown { .. } => Self::new(Code::NotFound, detail),
-            PublicationError::Erased { .. } | PublicationError::Withdrawn(_) => Self::new(Code::Erased, detail),
+            PublicationError::Erased { .. } | PublicationError::Withdrawn(_) => {
+                Self::new(Code::Erased, detail)
+            }
             PublicationError::Forked { .. } => Self::new(Code::NotProven, detail),
             PublicationError::RidReused(_) => Self::new(Code::RidReused, detail),
             PublicationError::Busy => Self::new(Code::Overloaded, detail),

@@ -209,9 +209,7 @@ fn entry(entry: WireEntry<'_>) -> Result<Entry, Error> {
 /// When it is not a JWS.
 pub fn decoded(jws: &str) -> Result<String, Error> {
     let [header, payload, _] = parts(jws).ok_or(Error::Parts)?;
-    let text = |name, part| {
-        String::from_utf8(decode(name, part)?).map_err(|_| Error::Field(name))
-    };
+    let text = |name, part| String::from_utf8(decode(name, part)?).map_err(|_| Error::Field(name));
     Ok(format!(r#"{{"header":{},"payload":{}}}"#, text("header", header)?, text("payload", payload)?))
 }
 

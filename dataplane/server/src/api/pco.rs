@@ -233,9 +233,9 @@ fn wants_json(headers: &HeaderMap) -> bool {
     let named = |kind: &str| {
         headers.get_all(header::ACCEPT).iter().any(|value| {
             let ranges = value.to_str().unwrap_or_default().split(',');
-            ranges.map(|range| range.split(';').next().unwrap_or_default().trim()).any(|range| {
-                range.eq_ignore_ascii_case(kind)
-            })
+            ranges
+                .map(|range| range.split(';').next().unwrap_or_default().trim())
+                .any(|range| range.eq_ignore_ascii_case(kind))
         })
     };
     named("application/json") && !named(JOSE)
