@@ -20,6 +20,7 @@ use tokio_postgres::{Error, GenericClient};
 use uuid::{Builder, Uuid};
 
 use crate::bundle::{self, Bundle, Claims, Entry, EntryError, NotProven, Opened, Trust};
+use crate::commit::CommitError;
 use crate::erasure;
 use crate::error::Class;
 use crate::ledger::{AppendError, Ledger};
@@ -266,7 +267,10 @@ impl Ledger {
             Some(recorded) => recorded,
             None => {
                 let record = record(&bundle, &sha256, checkpoint.size())?;
-                let receipt = self.append(record).await?;
+                let receipt = self.append(record).await.map_err(|error| match error {
+                    AppendError::Commit(CommitError::KeyReused) => PublicationError::RidReused(bundle.rid),
+                    error => error.into(),
+                })?;
                 (receipt.first_id, receipt.first_index)
             }
         };

@@ -270,7 +270,7 @@ fn what_is_wrong_is_refused_precisely() {
     // Nothing of all this left a trace.
     assert_eq!(pod.get("/v1/ledger/events?type=certeus.bundle").json()["events"], json!([]));
 
-    // Another pod with another key knows the retired one.
+    // What is published can be read where nothing is signed.
     assert_eq!(publish(&pod, &jws).status, 201);
     let unsigned = Pod::start(&pg.url(), &Settings::default()).ready();
     assert_eq!(post(&unsigned, BUNDLE, &claims(&ids)).problem(), (501, "sealing-off".to_owned()));
@@ -334,6 +334,37 @@ fn an_erasure_withdraws_the_bundles_that_show_the_event() {
     assert!(payload["entries"][0]["event"].is_null() && payload["entries"][1]["event"].is_string());
     assert_eq!(publish(&pod, &without).status, 201);
     assert_eq!(pod.get(&format!("/v1/pco/public/{rid}")).text(), without);
+}
+
+#[test]
+fn bundles_of_a_retired_key_can_still_be_published() {
+    let pg = postgres();
+    let (old, new) = (secret(1), secret(2));
+    let start = |keys: &str| Pod::start(&pg.url(), &settings(&[("CERTEUS_SIGNING_KEY", keys)])).ready();
+    let stop = |pod: Pod| {
+        pod.terminate();
+        assert_eq!(pod.wait(), Some(0));
+    };
+    let pod = start(&old);
+    let ids = append(&pod, 3);
+    let (rid, jws) = make(&pod, &claims(&ids));
+    stop(pod);
+    let pod = start(&format!("{old}\n{new}"));
+    assert_eq!(
+        pod.post("/v1/ledger/events?ack=sealed", &[JSON], event(1).as_bytes()).json()["ack"],
+        "sealed"
+    );
+    stop(pod);
+    let pod = start(&new);
+    assert_eq!(publish(&pod, &jws).status, 201);
+    assert_eq!(pod.get(&format!("/v1/pco/public/{rid}")).text(), jws);
+    let (_, jws) = make(&pod, &claims(&ids));
+    verify(&jws, signer(2).verifier());
+    // A key that was never the log's.
+    let stranger = signer(3);
+    let input = jws.rsplit_once('.').unwrap().0;
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(stranger.sign_jws(input).unwrap());
+    assert_eq!(publish(&pod, &format!("{input}.{signature}")).problem(), (400, "invalid-bundle".to_owned()));
 }
 
 fn execute(url: &str, sql: &str) {
