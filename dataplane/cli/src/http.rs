@@ -43,10 +43,11 @@ impl Error {
     fn may_pass(&self) -> bool {
         match self {
             Self::Away { .. } => true,
-            // Too much is waiting; no checkpoint yet; the database is away.
+            // Not in the database yet; too much is waiting; the database is away; no checkpoint yet.
             Self::Status { status, refused, .. } => {
-                matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
-                    || refused.as_deref() == Some("https://certeus.io/problems/not-sealed")
+                let later =
+                    [StatusCode::ACCEPTED, StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+                later.contains(status) || refused.as_deref() == Some("https://certeus.io/problems/not-sealed")
             }
             Self::Url(_) | Self::ApiKey | Self::Runtime(_) => false,
         }
@@ -113,7 +114,7 @@ impl Site {
                 request = request.header("idempotency-key", *key);
             }
             let error = match self.exchange(path, request, body.clone()) {
-                Ok((status, body)) if status.is_success() => return Ok(body),
+                Ok((StatusCode::OK | StatusCode::CREATED, body)) => return Ok(body),
                 Ok((status, body)) => refusal(self.url(path), status, &body),
                 Err(error) => error,
             };
