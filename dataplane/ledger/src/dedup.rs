@@ -30,7 +30,7 @@ impl<'a> Claim<'a> {
     pub(crate) fn of(pending: &'a Pending, ledger: &str, keyring: Option<&'a Keyring>) -> Option<Self> {
         let (identity, body) = pending.submission.identity()?;
         let producer = match identity {
-            Identity::Key(_) | Identity::Bundle(_) => None,
+            Identity::Key(_) => None,
             Identity::Producer(producer) => Some(producer),
         };
         let (key, event_count) = (identity.key(ledger), pending.submission.len());

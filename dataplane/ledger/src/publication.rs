@@ -25,7 +25,7 @@ use crate::erasure;
 use crate::error::Class;
 use crate::ledger::{AppendError, Ledger};
 use crate::log::{Latest, LogError, extra};
-use crate::request::Identity;
+use crate::request::{IdempotencyKey, Identity};
 use crate::store::{Content, ReadError, StoredEvent};
 use crate::submission::Submission;
 use crate::timestamp::Timestamp;
@@ -445,7 +445,9 @@ fn record(bundle: &Bundle, sha256: &[u8; 32], size: u64) -> Result<Submission, P
         entries.len(),
     );
     let record = Submission::own(Bytes::from(text)).ok().flatten().ok_or(PublicationError::Malformed)?;
-    record.identified(Identity::Bundle(*rid), b"").map_err(|_| PublicationError::Malformed)
+    record
+        .identified(Identity::Key(IdempotencyKey::of_bundle(*rid)), b"")
+        .map_err(|_| PublicationError::Malformed)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -77,7 +77,7 @@ impl Pending {
     pub(crate) fn producer(&self) -> Option<&ProducerSequence> {
         match self.submission.identity() {
             Some((Identity::Producer(producer), _)) => Some(producer),
-            Some((Identity::Key(_) | Identity::Bundle(_), _)) | None => None,
+            Some((Identity::Key(_), _)) | None => None,
         }
     }
 

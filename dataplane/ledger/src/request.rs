@@ -25,7 +25,6 @@ const PERIOD_DAYS: u32 = 3;
 
 const KEY_DOMAIN: &[u8; 15] = b"certeus/key/v1\0";
 const PRODUCER_DOMAIN: &[u8; 20] = b"certeus/producer/v1\0";
-const BUNDLE_DOMAIN: &[u8; 18] = b"certeus/bundle/v1\0";
 const BODY_DOMAIN: &[u8; 16] = b"certeus/body/v1\0";
 
 /// Why something is not the identity of a request.
@@ -59,6 +58,11 @@ impl IdempotencyKey {
     /// A key that nobody else has: 128 bits in hexadecimal digits, handed in as this module has no random source.
     pub(crate) fn from_bits(bits: u128) -> Self {
         Self(format!("{bits:032x}").into())
+    }
+
+    /// The ledger's own key for the event that records a bundle. No client can send it: it has a space.
+    pub(crate) fn of_bundle(rid: Uuid) -> Self {
+        Self(format!("certeus.bundle {rid}").into())
     }
 
     /// The key as text.
@@ -117,8 +121,6 @@ pub enum Identity {
     Key(IdempotencyKey),
     /// A producer's sequence numbers.
     Producer(ProducerSequence),
-    /// The proof bundle that the ledger's own event records.
-    Bundle(Uuid),
 }
 
 /// The digest under which a request of a ledger is remembered.
@@ -149,11 +151,6 @@ impl Identity {
                 part(id.as_bytes());
                 part(&epoch.to_be_bytes());
                 part(&first.to_be_bytes());
-            }
-            Self::Bundle(rid) => {
-                part(BUNDLE_DOMAIN);
-                part(ledger.as_bytes());
-                part(rid.as_bytes());
             }
         }
         RequestKey(hasher.finalize().into())

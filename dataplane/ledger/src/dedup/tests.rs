@@ -16,7 +16,7 @@ impl Request {
     fn claim(&self) -> Option<Claim<'_>> {
         let identity = self.identity.as_ref()?;
         let producer = match identity {
-            Identity::Key(_) | Identity::Bundle(_) => None,
+            Identity::Key(_) => None,
             Identity::Producer(producer) => Some(producer),
         };
         let body = BodyDigest([self.body; 32]);
