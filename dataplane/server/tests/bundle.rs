@@ -337,6 +337,26 @@ fn an_erasure_withdraws_the_bundles_that_show_the_event() {
 }
 
 #[test]
+fn whichever_comes_first_a_bundle_never_shows_what_was_erased() {
+    let pg = postgres();
+    let signing = secret(1);
+    let pod = Pod::start(&pg.url(), &settings(&[("CERTEUS_SIGNING_KEY", &signing)])).ready();
+    for id in append(&pod, 8) {
+        let (rid, jws) = make(&pod, &claims(std::slice::from_ref(&id)));
+        let (published, erased) = std::thread::scope(|scope| {
+            let published = scope.spawn(|| publish(&pod, &jws));
+            let path = format!("/v1/ledger/events/{id}/erasure");
+            let erased = post(&pod, &path, &json!({"reason": "r"}));
+            (published.join().unwrap(), erased)
+        });
+        assert_eq!(erased.status, 200, "{erased:?}");
+        assert!(matches!(published.status, 201 | 410), "{published:?}");
+        let shown = pod.get(&format!("/v1/pco/public/{rid}"));
+        assert_eq!(shown.status, if published.status == 201 { 410 } else { 404 }, "{shown:?}");
+    }
+}
+
+#[test]
 fn bundles_of_a_retired_key_can_still_be_published() {
     let pg = postgres();
     let (old, new) = (secret(1), secret(2));
