@@ -7,6 +7,7 @@
 mod client;
 mod options;
 mod pacer;
+mod publish;
 mod replay;
 mod reply;
 mod report;
@@ -73,8 +74,8 @@ Exit status:
   0    every event offered was acknowledged
   1    some events ended unknown or abandoned
   2    the options are wrong; nothing was sent
-  3    the run failed: the ledger was not there, refused the events for good, or a file could
-       not be used
+  3    the run failed: the ledger was not there, refused the events for good, a file could not
+       be used, or the result could not be published
   130  interrupted; replies in flight were awaited (a second signal ends at once)
 
 Examples:
@@ -83,6 +84,7 @@ Examples:
   certeus load --target-throughput 1000 --batch 1          single events
   certeus load --events 1000000 --batch 1000 --acks acks.tsv --output result.json
   certeus load --file events.ndjson                        real events, once, in order
+  certeus load --duration 1m --publish                     with a result that others can verify
   certeus load --config load.yaml --duration 10s           same names in YAML: 'ramp-up: 30s'";
 
 /// The arguments of `certeus load`.
@@ -109,6 +111,8 @@ enum Error {
     Url(#[from] hyper::http::Error),
     #[error(transparent)]
     Replay(#[from] replay::Error),
+    #[error("the result was not published: {}", crate::input::chain(.0))]
+    Publish(#[from] publish::Error),
 }
 
 /// Runs the command. The error is one of usage.
@@ -146,6 +150,7 @@ fn measure(settings: Settings) -> Result<Status, Error> {
     let start = Instant::now();
     let run = Arc::new(new_run(&settings, start, acks));
     let (stop, stopped) = watch::channel(false);
+    let publish = settings.publish.then(|| settings.url.clone());
     let workers = workers(&settings, &run, &stopped, authorization.as_ref())?;
     let ending = runtime.block_on(drive(&settings, &run, workers, &stop, start))?;
 
@@ -176,6 +181,13 @@ fn measure(settings: Settings) -> Result<Status, Error> {
     }
     if let Ending::Failed(reason) = &report.ending {
         eprintln!("error: {reason}");
+        return Ok(status);
+    }
+    if let Some(ledger) = publish {
+        let url = publish::publish(ledger, &report)?;
+        if let Err(error) = writeln!(io::stdout(), "published     {url}") {
+            eprintln!("cannot print where the result was published: {error}");
+        }
     }
     Ok(status)
 }

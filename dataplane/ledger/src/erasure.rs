@@ -10,8 +10,8 @@
 //!    out: a repeat of the request does so, with an audit event of its own.
 //! 2. one transaction: the batch's salts are written down without this one and its secret is destroyed, since a salt
 //!    that can be derived again would confirm a guess of the payload; the payload is emptied, or the archived file that has it
-//!    is replaced by one that has not; the erasure is recorded. If the
-//!    reply to its COMMIT is lost, a repeat finds the record, or starts over.
+//!    is replaced by one that has not; published bundles that show it are withdrawn; the erasure is recorded. If the reply to
+//!    its COMMIT is lost, a repeat finds the record, or starts over.
 
 mod archived;
 
@@ -28,6 +28,7 @@ use crate::envelope::BatchSecret;
 use crate::error::Class;
 use crate::id::{self, BatchId};
 use crate::ledger::{AppendError, Ledger};
+use crate::publication;
 use crate::store::{self, Content, ReadError, SALT_BYTES, StoredEvent};
 use crate::submission::Submission;
 use crate::timestamp::Timestamp;
@@ -186,6 +187,8 @@ async fn erase(ledger: &Ledger, id: Uuid, reason: &Reason) -> Result<Erasure, Er
         }
     }
     forget_salt(&transaction, id).await?;
+    // Last, as bundles that are being published wait for it.
+    publication::withdraw(&transaction, id).await?;
     let erased_at = insert(&transaction, ledger.name(), &record).await?;
     transaction.commit().await?;
     if event.archived {

@@ -20,6 +20,7 @@ use crate::health::{self, Availability, Health};
 use crate::log::{self, Log, LogConfig};
 use crate::metrics::{LogMetrics, Metrics, Summary};
 use crate::postgres::Database;
+use crate::publication;
 use crate::queue::{Depth, Queue, QueueConfig, Refusal};
 use crate::request::{IdempotencyKey, Identity};
 use crate::retention;
@@ -138,6 +139,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// One erasure at a time: each holds a connection beside the pool's.
     pub(crate) erasing: Semaphore,
+    /// Turns for making and publishing bundles.
+    pub(crate) bundling: Semaphore,
     pub(crate) health: Health,
     pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) log: Log,
@@ -206,6 +209,7 @@ impl Ledger {
             metrics: Metrics::register(registry, &queue)?,
             queue: Queue::new(queue),
             erasing: Semaphore::new(1),
+            bundling: Semaphore::new(publication::TURNS),
             health: Health::new(Instant::now()),
             encryption,
             archive: archive.map(|archive| ArchiveStore::open(&archive.location)).transpose()?,

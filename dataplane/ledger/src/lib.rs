@@ -10,9 +10,11 @@
 //! `erasure` destroys a payload and the salt that could confirm a guess of it; `retention` moves old days to an archive.
 //! A request that names itself (a [`request::Identity`]) is stored once however often it is sent: `dedup` decides, and the
 //! commit's own transaction makes it so.
+//! `bundle` is the format of claims with their proofs, and `publication` makes, records and publishes such bundles.
 //! Behind the commits, `sealer` extends the Merkle tree and signs it, and `log` serves checkpoints, tiles and proofs.
 
 pub mod audit;
+pub mod bundle;
 pub mod envelope;
 pub mod field;
 pub mod id;
@@ -33,6 +35,7 @@ mod log;
 mod metrics;
 mod postgres;
 mod provenance;
+mod publication;
 mod queue;
 mod retention;
 mod schema;
@@ -56,6 +59,7 @@ pub use log::{
 };
 pub use metrics::Summary;
 pub use postgres::{ConfigError, Database};
+pub use publication::{PublicationError, Published};
 pub use queue::{Depth, QueueConfig, Refusal};
 pub use retention::{Retained, RetentionError};
 pub use spool::{SpoolCondition, SpoolConfig, SpoolError, SpoolStatus};

@@ -21,6 +21,7 @@ pub(crate) use anchor::Swap;
 pub use anchor::{Anchor, AnchorError, ObjectAnchor};
 pub use keys::{KeyError, Signed, SigningKeys};
 pub use proofs::{CaseProofs, EventProof};
+pub(crate) use proofs::{EXTRA_ERASED, EXTRA_INTACT, extra};
 pub(crate) use tiles::{Cache, Reader};
 
 use crate::error::Class;
@@ -320,21 +321,25 @@ impl Ledger {
     /// not signed.
     pub async fn log_keys(&self) -> Option<Vec<VerifierKey>> {
         let own = self.signing_keys()?;
-        let mut keys = own.verifiers().to_vec();
         if self.shared().is_available() {
-            match self.known_keys().await {
-                // Keys of another name have signed another log.
-                Ok(known) => keys.extend(
-                    known
-                        .into_iter()
-                        .filter(|key| key.name() == own.origin() && !own.verifiers().contains(key)),
-                ),
+            match self.keys_of_all_time().await {
+                Ok(keys) => return Some(keys),
                 Err(error) => {
                     tracing::warn!(reason = crate::postgres::describe(&error), "cannot read retired keys");
                 }
             }
         }
-        Some(keys)
+        Some(own.verifiers().to_vec())
+    }
+
+    /// The public keys: those that sign, then those that did.
+    pub(crate) async fn keys_of_all_time(&self) -> Result<Vec<VerifierKey>, LogError> {
+        let own = self.signing_keys().ok_or(LogError::Off)?;
+        let mut keys = own.verifiers().to_vec();
+        // Keys of another name have signed another log.
+        let retired = |key: &VerifierKey| key.name() == own.origin() && !own.verifiers().contains(key);
+        keys.extend(self.known_keys().await?.into_iter().filter(retired));
+        Ok(keys)
     }
 
     async fn known_keys(&self) -> Result<Vec<VerifierKey>, LogError> {

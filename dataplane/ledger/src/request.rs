@@ -9,6 +9,7 @@
 //! same request meet, however long either takes, and although the clocks of their pods differ by up to a day.
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::id::Day;
 
@@ -57,6 +58,11 @@ impl IdempotencyKey {
     /// A key that nobody else has: 128 bits in hexadecimal digits, handed in as this module has no random source.
     pub(crate) fn from_bits(bits: u128) -> Self {
         Self(format!("{bits:032x}").into())
+    }
+
+    /// The ledger's own key for the event that records a bundle. No client can send it: it has a space.
+    pub(crate) fn of_bundle(rid: Uuid) -> Self {
+        Self(format!("certeus.bundle {rid}").into())
     }
 
     /// The key as text.

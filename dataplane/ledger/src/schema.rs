@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0004_erasure.sql"),
     include_str!("../migrations/0005_encryption.sql"),
     include_str!("../migrations/0007_archive.sql"),
+    include_str!("../migrations/0006_bundles.sql"),
 ];
 
 /// Key of the advisory lock under which the schema changes: "certeus" in ASCII.

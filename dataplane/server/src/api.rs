@@ -9,6 +9,7 @@ mod events;
 mod health;
 mod identity;
 mod log;
+mod pco;
 mod proof;
 mod status;
 
@@ -26,6 +27,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::auth::{self, require_key};
 use crate::body::MemoryBudget;
+use crate::config::Proofs;
 use crate::lifecycle::Lifecycle;
 use crate::problem::{Code, Error};
 use crate::process::Process;
@@ -52,6 +54,8 @@ pub(crate) struct Parts {
     pub(crate) body_bytes_max: usize,
     /// Size of the whole connection pool, writers included.
     pub(crate) pool_size: usize,
+    /// How bundles are made and published.
+    pub(crate) proofs: Proofs,
 }
 
 impl App {
@@ -85,6 +89,9 @@ impl std::ops::Deref for App {
         proof::of_event,
         proof::consistency,
         proof::of_case,
+        pco::bundle,
+        pco::publish,
+        pco::published,
         log::checkpoint,
         log::tile,
         log::keys,
@@ -132,6 +139,8 @@ pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
         .route("/v1/ledger/events/{id}/proof", get(proof::of_event))
         .route("/v1/ledger/log/consistency", get(proof::consistency))
         .route("/v1/ledger/{case_id}", get(proof::of_case))
+        .route("/v1/pco/bundle", post(pco::bundle))
+        .route("/v1/proofgate/publish", post(pco::publish))
         .route("/v1/ledger/metrics", get(status::metrics))
         .route("/v1/ledger/health", get(status::ledger_health))
         .route("/v1/ledger/diagnostics", get(status::diagnostics))
@@ -139,16 +148,17 @@ pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(key, require_key));
-    guarded.merge(health_routes()).merge(log_routes()).with_state(app)
+    guarded.merge(health_routes()).merge(public_routes()).with_state(app)
 }
 
-/// The log itself is public: it shows how many events there are, and of each nothing but a salted hash.
-fn log_routes() -> Router<App> {
+/// The log itself is public: it shows how many events there are, and of each nothing but a salted hash. So is what was published.
+fn public_routes() -> Router<App> {
     Router::new()
         .route("/log/{ledger}/checkpoint", get(log::checkpoint))
         .route("/log/{ledger}/tile/{*path}", get(log::tile))
         .route("/log/{ledger}/keys", get(log::keys))
         .route("/.well-known/jwks.json", get(log::key_set))
+        .route("/v1/pco/public/{rid}", get(pco::published))
         .method_not_allowed_fallback(no_such_method)
 }
 

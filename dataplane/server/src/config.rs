@@ -38,6 +38,8 @@ const VARIABLES: &[&str] = &[
     "CERTEUS_SIGNING_KEY_FILE",
     "CERTEUS_LOG_ORIGIN",
     "CERTEUS_LOG_ANCHOR",
+    "STRICT_PROOF_ONLY",
+    "PUBLIC_BASE_URL",
 ];
 
 /// Why the configuration is refused.
@@ -85,6 +87,7 @@ struct File {
     encryption: EncryptionSection,
     retention: RetentionSection,
     log: LogSection,
+    proofs: ProofsSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -138,6 +141,22 @@ struct LogSection {
     origin: Option<String>,
     anchor: Option<String>,
     checkpoint_interval: Option<Millis>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ProofsSection {
+    strict: Option<bool>,
+    public_base_url: Option<String>,
+}
+
+/// How bundles are made and published.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Proofs {
+    /// Refuse what is not proven. Default: no.
+    pub(crate) strict: bool,
+    /// What stands before the path of a published bundle, without a slash at its end. Default: nothing.
+    pub(crate) public_base_url: String,
 }
 
 /// Where a server takes connections.
@@ -251,6 +270,8 @@ pub(crate) struct Config {
     pub(crate) api_keys: Option<ApiKeys>,
     /// What is encrypted, from `encryption.fields` and `CERTEUS_ENCRYPTION_KEY`. Default: nothing.
     pub(crate) encryption: Option<Arc<Encryption>>,
+    /// How bundles are made and published.
+    pub(crate) proofs: Proofs,
 }
 
 /// What callers show.
@@ -317,7 +338,7 @@ fn number(
 }
 
 fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let File { api, admin, database: pool, ledger, spool, encryption, retention, log } = file;
+    let File { api, admin, database: pool, ledger, spool, encryption, retention, log, proofs } = file;
     let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
     let api_keys = api_keys(&variable)?;
     let encryption = encryption_of(encryption.fields, variable("CERTEUS_ENCRYPTION_KEY").map(Secret))?;
@@ -380,6 +401,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         checkpoint_interval: checkpoint_interval.map_or(Duration::from_secs(1), |interval| interval.0),
         api_keys,
         encryption,
+        proofs: proofs_of(proofs, &variable)?,
     };
     if config.anchor.is_some() && matches!(config.signing_key, SigningKey::None) {
         return Err(invalid("log.anchor", "needs a signing key: set CERTEUS_SIGNING_KEY or log.keyFile"));
@@ -451,6 +473,36 @@ fn encryption_of(
     let fields = Fields::new(&fields).map_err(|error| invalid(fields_key, error.to_string()))?;
     let keyring = Keyring::parse(keys.expose()).map_err(|error| invalid(keys_key, error.to_string()))?;
     Ok(Some(Arc::new(Encryption { fields, keyring })))
+}
+
+fn proofs_of(file: ProofsSection, variable: &impl Fn(&str) -> Option<String>) -> Result<Proofs, Error> {
+    const STRICT: &str = "STRICT_PROOF_ONLY";
+    let ProofsSection { strict, public_base_url } = file;
+    let strict = match variable(STRICT).as_deref() {
+        None => strict.unwrap_or(false),
+        Some("1" | "true") => true,
+        Some("0" | "false") => false,
+        // Taking a word that is not understood for "no" would prove less than was asked for.
+        Some(other) => return Err(invalid(STRICT, format!("is {other:?}, and must be 1 or 0"))),
+    };
+    let (key, url) = match variable("PUBLIC_BASE_URL") {
+        Some(url) => ("PUBLIC_BASE_URL", url),
+        None => ("proofs.publicBaseUrl", public_base_url.unwrap_or_default()),
+    };
+    let valid = url.is_empty() || is_base_url(&url);
+    if !valid {
+        let reason = "must be an address such as https://proofs.example.com, without query and fragment";
+        return Err(invalid(key, format!("is {url:?}, and {reason}")));
+    }
+    Ok(Proofs { strict, public_base_url: url.trim_end_matches('/').to_owned() })
+}
+
+fn is_base_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        let visible = rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\"<>\\@".contains(&byte));
+        visible && !rest.is_empty() && !rest.starts_with(['/', ':'])
+    })
 }
 
 /// The environment goes before the file, as everywhere.
@@ -682,6 +734,29 @@ mod tests {
         }
         let nowhere = SigningKey::File { path: "/nonexistent/key".into(), origin: None };
         assert!(nowhere.load().unwrap_err().to_string().contains("log.origin"));
+    }
+
+    #[test]
+    fn what_must_be_proven_is_said_without_doubt() {
+        assert_eq!(load("", &[URL]).unwrap().proofs, Proofs::default());
+        let yaml = "proofs: {strict: true, publicBaseUrl: 'https://a.example/x/'}";
+        let from_file = load(yaml, &[URL]).unwrap().proofs;
+        assert_eq!(from_file, Proofs { strict: true, public_base_url: "https://a.example/x".to_owned() });
+        let variables = [URL, ("STRICT_PROOF_ONLY", "0"), ("PUBLIC_BASE_URL", "http://b.example")];
+        let from_both = load(yaml, &variables).unwrap().proofs;
+        assert_eq!(from_both, Proofs { strict: false, public_base_url: "http://b.example".to_owned() });
+        assert!(load("", &[URL, ("STRICT_PROOF_ONLY", "1")]).unwrap().proofs.strict);
+        for word in ["", "yes", "2"] {
+            assert!(refusal("", &[URL, ("STRICT_PROOF_ONLY", word)]).starts_with("STRICT_PROOF_ONLY: is"));
+        }
+        for url in
+            ["a.example", "https://", "ftp://a", "https://a?b", "https://a b", "https:///x", "https://a@b"]
+        {
+            assert!(
+                refusal("", &[URL, ("PUBLIC_BASE_URL", url)]).starts_with("PUBLIC_BASE_URL: is"),
+                "{url}"
+            );
+        }
     }
 
     #[test]

@@ -47,7 +47,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
     version,
     after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_DECRYPT_API_KEY, CERTEUS_ENCRYPTION_KEY, \
                   CERTEUS_SIGNING_KEY; CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, \
-                  CERTEUS_LOG_LEVEL, CERTEUS_SIGNING_KEY_FILE, CERTEUS_LOG_ORIGIN, CERTEUS_LOG_ANCHOR override the file.\n\n\
+                  CERTEUS_LOG_LEVEL, CERTEUS_SIGNING_KEY_FILE, CERTEUS_LOG_ORIGIN, CERTEUS_LOG_ANCHOR, STRICT_PROOF_ONLY, \
+                  PUBLIC_BASE_URL override the file.\n\n\
                   Exit codes: 0 drained and stopped, 1 failed, 2 the configuration cannot work.\n\n\
                   Example:\n  CERTEUS_DB_URL=postgres://me:secret@localhost/events certeus-dataplane"
 )]
@@ -125,6 +126,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         signing_key: _,
         anchor,
         checkpoint_interval,
+        proofs,
     } = config;
     raise_file_limit();
     if let Some(encryption) = &encryption {
@@ -173,6 +175,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         budget: MemoryBudget::new(queue_bytes * BUDGET_PER_QUEUE),
         body_bytes_max: BODY_BYTES_MAX.min(queue_bytes),
         pool_size,
+        proofs,
     });
     let key = ApiKey::new(api_keys.as_ref());
     let mut servers = tokio::task::JoinSet::new();

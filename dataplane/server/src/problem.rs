@@ -9,7 +9,8 @@ use certeus_ledger::field::DecryptError;
 use certeus_ledger::request::IdentityError;
 use certeus_ledger::submission::{self, EventError, Refused};
 use certeus_ledger::{
-    AppendError, Class, CommitError, EraseError, Erasure, LogError, ReadError, Refusal, SpoolError,
+    AppendError, Class, CommitError, EraseError, Erasure, LogError, PublicationError, ReadError, Refusal,
+    SpoolError, bundle,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -72,6 +73,12 @@ pub(crate) enum Code {
     OutcomeUnknown,
     /// Stored bytes are not what was committed to.
     Corrupt,
+    /// Not a bundle of this log, or altered.
+    InvalidBundle,
+    /// Something that must be proven is not.
+    NotProven,
+    /// The bundle's name belongs to another one.
+    RidReused,
     /// A defect.
     Internal,
 }
@@ -104,13 +111,17 @@ impl Code {
             Self::Draining => "draining",
             Self::OutcomeUnknown => "outcome-unknown",
             Self::Corrupt => "corrupt",
+            Self::InvalidBundle => "invalid-bundle",
+            Self::NotProven => "not-proven",
+            Self::RidReused => "rid-reused",
             Self::Internal => "internal",
         }
     }
 
     fn status(self) -> StatusCode {
         match self {
-            Self::InvalidRequest | Self::InvalidEvent => StatusCode::BAD_REQUEST,
+            Self::InvalidRequest | Self::InvalidEvent | Self::InvalidBundle => StatusCode::BAD_REQUEST,
+            Self::NotProven => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -128,7 +139,7 @@ impl Code {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::SealingOff => StatusCode::NOT_IMPLEMENTED,
-            Self::NotSealed => StatusCode::CONFLICT,
+            Self::NotSealed | Self::RidReused => StatusCode::CONFLICT,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -162,6 +173,9 @@ impl Code {
             Self::Draining => "This pod is shutting down; nothing was stored",
             Self::OutcomeUnknown => "The outcome is unknown; it may have been done",
             Self::Corrupt => "Stored data does not match the log",
+            Self::InvalidBundle => "Not a bundle of this log, or an altered one",
+            Self::NotProven => "Something that must be proven is not",
+            Self::RidReused => "The bundle's name belongs to another bundle",
             Self::Internal => "Internal error",
         }
     }
@@ -195,6 +209,9 @@ impl Code {
             | Self::ProducerFenced
             | Self::SealingOff
             | Self::Corrupt
+            | Self::InvalidBundle
+            | Self::NotProven
+            | Self::RidReused
             | Self::Internal => None,
         }
     }
@@ -415,6 +432,62 @@ impl From<EraseError> for Error {
             EraseError::Unfinished(source) => {
                 let source = source.map(|error| error.to_string());
                 tracing::warn!(reason = detail, source, "an erasure failed");
+                Self::new(Code::OutcomeUnknown, detail)
+            }
+        }
+    }
+}
+
+impl From<bundle::Error> for Error {
+    fn from(error: bundle::Error) -> Self {
+        use bundle::Error as E;
+        let code = match &error {
+            E::TooLarge { .. } | E::TooManyEntries(_) => Code::TooLarge,
+            E::Claims(_) | E::Repeated { .. } => Code::InvalidRequest,
+            E::Entry { .. } | E::NotProven(_) => Code::NotProven,
+            E::Sign(_) => Code::Internal,
+            E::Parts
+            | E::Base64(_)
+            | E::Header(_)
+            | E::Algorithm(_)
+            | E::Type { .. }
+            | E::UnknownKey(_)
+            | E::Signature
+            | E::Payload(_)
+            | E::Version(_)
+            | E::Field(_)
+            | E::Foreign { .. }
+            | E::Note(_)
+            | E::Checkpoint(_) => Code::InvalidBundle,
+        };
+        if code == Code::Internal {
+            tracing::error!(reason = %error, "a bundle could not be signed");
+        }
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<PublicationError> for Error {
+    fn from(error: PublicationError) -> Self {
+        let detail = error.to_string();
+        match error {
+            PublicationError::Bundle(error) => error.into(),
+            PublicationError::Unknown { .. } => Self::new(Code::NotFound, detail),
+            PublicationError::Erased { .. } | PublicationError::Withdrawn(_) => {
+                Self::new(Code::Erased, detail)
+            }
+            PublicationError::Forked { .. } => Self::new(Code::NotProven, detail),
+            PublicationError::RidReused(_) => Self::new(Code::RidReused, detail),
+            PublicationError::Busy => Self::new(Code::Overloaded, detail),
+            PublicationError::Log(error) => error.into(),
+            PublicationError::Append(error) => error.into(),
+            PublicationError::Malformed => {
+                tracing::error!(reason = detail, "a publication failed");
+                Self::new(Code::Internal, detail)
+            }
+            PublicationError::Unfinished(source) => {
+                let source = source.map(|error| error.to_string());
+                tracing::warn!(reason = detail, source, "a publication failed");
                 Self::new(Code::OutcomeUnknown, detail)
             }
         }

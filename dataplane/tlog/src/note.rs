@@ -14,7 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 pub use key::{
-    Algorithm, KEY_NAME_BYTES_MAX, KeyError, SEED_BYTES, SignError, SignatureError, SignerKey, VerifierKey,
+    Algorithm, JWS_SIGNATURE_BYTES, JwsError, KEY_NAME_BYTES_MAX, KeyError, SEED_BYTES, SignError,
+    SignatureError, SignerKey, VerifierKey,
 };
 
 /// A note is at most this long: room for 100 signatures of 5 kB in Base64, and for a text.

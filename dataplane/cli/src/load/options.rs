@@ -82,6 +82,10 @@ pub(crate) struct Options {
     /// Write a line per acknowledged request: first sequence number, count, first index, first id; tab separated
     #[arg(long, value_name = "FILE")]
     acks: Option<PathBuf>,
+    /// At the end append the result as an event, and publish it with its proof for anybody to read; its address is printed.
+    /// The ledger must sign its log
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    publish: Option<bool>,
     /// Name of this run, part of every generated event [default: made from the time]
     #[arg(long, value_name = "NAME")]
     run_id: Option<RunId>,
@@ -104,6 +108,7 @@ pub(crate) struct Settings {
     pub(crate) file: Option<PathBuf>,
     pub(crate) output: Option<PathBuf>,
     pub(crate) acks: Option<PathBuf>,
+    pub(crate) publish: bool,
     pub(crate) run_id: RunId,
 }
 
@@ -132,6 +137,7 @@ impl Options {
             file,
             output,
             acks,
+            publish,
             run_id,
         } = self;
         Self {
@@ -148,6 +154,7 @@ impl Options {
             file: file.or(other.file),
             output: output.or(other.output),
             acks: acks.or(other.acks),
+            publish: publish.or(other.publish),
             run_id: run_id.or(other.run_id),
         }
     }
@@ -168,6 +175,7 @@ impl Options {
             file,
             output,
             acks,
+            publish,
             run_id: given_run_id,
         } = self;
         if file.is_some() {
@@ -198,6 +206,7 @@ impl Options {
             file,
             output,
             acks,
+            publish: publish.unwrap_or(false),
             run_id: given_run_id.unwrap_or(run_id),
         };
         settings.check()?;

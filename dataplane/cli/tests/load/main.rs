@@ -288,3 +288,42 @@ fn a_configuration_file_is_obeyed_and_its_mistakes_are_named() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("load.yaml") && stderr.contains("event-sise"), "{stderr}");
 }
+
+#[test]
+fn a_result_is_published_with_its_event_as_evidence() {
+    let server = Server::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("{}/", server.url());
+    let output = command(&["--url", &url, "--events", "30", "--publish"], dir.path()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.ends_with(&format!("published     {}/v1/pco/public/r\n", server.url())), "{said}");
+    let seen = server.seen();
+    let event: Value = serde_json::from_str(&seen.committed[30]).unwrap();
+    assert_eq!(
+        (&event["type"], &event["result"]["acknowledged"]["events"]),
+        (&json!("load.result"), &json!(30))
+    );
+    let paths: Vec<&str> = seen.publishing.iter().map(|(path, _)| &**path).collect();
+    assert_eq!(paths, ["/v1/pco/bundle", "/v1/pco/bundle", "/v1/proofgate/publish"]);
+    let claim = &seen.publishing[1].1["claims"]["load"];
+    assert_eq!((&claim["evidence"], &claim["result"]), (&json!(["id-30"]), &event["result"]));
+    assert_eq!(
+        (&seen.publishing[1].1["entries"], &seen.publishing[2].1["bundle"]),
+        (&json!(["id-30"]), &json!("a.b.c"))
+    );
+}
+
+#[test]
+fn a_result_that_is_not_published_is_a_failure() {
+    let server = Server::start(&[Act::Commit, Act::Reject]);
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["--url", &server.url(), "--events", "30", "--workers", "1", "--publish"];
+    let output = command(&arguments, dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("the result was not published: ") && stderr.contains("event 3 has no 'type'"),
+        "{stderr}"
+    );
+}

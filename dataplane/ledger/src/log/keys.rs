@@ -182,6 +182,11 @@ impl SigningKeys {
         Ok(Signed { checkpoint, note })
     }
 
+    /// The key that signs bundles: the first Ed25519 key, of which there is one.
+    pub(crate) fn bundle_key(&self) -> Option<&SignerKey> {
+        self.keys.iter().find(|key| key.verifier().algorithm() == Algorithm::Ed25519)
+    }
+
     /// The checkpoint of a note that at least one of our keys has signed, and in whose names no signature is wrong.
     pub(crate) fn verify(&self, note: &str) -> Result<Checkpoint, KeyError> {
         Ok(Checkpoint::open(note.as_bytes(), self.origin(), &self.verifiers)?.0)

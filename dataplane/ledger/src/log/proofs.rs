@@ -21,9 +21,9 @@ use crate::ledger::Ledger;
 use crate::store::{Content, ReadError, StoredEvent};
 
 /// First byte of `extra` when salt and envelope head follow.
-const EXTRA_INTACT: u8 = 1;
+pub(crate) const EXTRA_INTACT: u8 = 1;
 /// First byte of `extra` when the log entry follows, of which payload and salt are destroyed.
-const EXTRA_ERASED: u8 = 2;
+pub(crate) const EXTRA_ERASED: u8 = 2;
 
 /// An event with what proves that it is in the log.
 #[derive(Debug)]
@@ -199,13 +199,7 @@ impl Ledger {
         hashed: &[u8],
         latest: &Latest,
     ) -> Result<TlogProof, LogError> {
-        let extra = match &event.content {
-            // What was hashed begins with the domain, which is known.
-            Content::Intact { .. } => {
-                [&[EXTRA_INTACT], hashed.get(ENTRY_DOMAIN.len()..).unwrap_or_default()].concat()
-            }
-            Content::Erased(_) => [&[EXTRA_ERASED], &event.entry[..]].concat(),
-        };
+        let extra = extra(event, hashed);
         self.entry_proof(event.index, &event.entry, extra, latest).await
     }
 
@@ -230,6 +224,17 @@ impl Ledger {
         })?;
         let checkpoint = SignedNote::parse(latest.signed.note.as_bytes()).map_err(|_| LogError::Unproven)?;
         Ok(TlogProof { extra, index, hashes, checkpoint })
+    }
+}
+
+/// What a proof says beside the proof itself; `hashed` is what was hashed of the event before its payload.
+pub(crate) fn extra(event: &StoredEvent, hashed: &[u8]) -> Vec<u8> {
+    match &event.content {
+        // What was hashed begins with the domain, which is known.
+        Content::Intact { .. } => {
+            [&[EXTRA_INTACT], hashed.get(ENTRY_DOMAIN.len()..).unwrap_or_default()].concat()
+        }
+        Content::Erased(_) => [&[EXTRA_ERASED], &event.entry[..]].concat(),
     }
 }
 

@@ -308,7 +308,7 @@ pub(super) fn json<T: Serialize>(value: &T) -> impl IntoResponse + use<T> {
 }
 
 /// The content type as written, and without its parameters in lower case.
-fn content_type(headers: &HeaderMap) -> (&str, String) {
+pub(super) fn content_type(headers: &HeaderMap) -> (&str, String) {
     let written = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     (written, written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }

@@ -20,6 +20,9 @@ pub const KEY_NAME_BYTES_MAX: usize = 255;
 /// Length of the seed that a secret key is derived from, for every algorithm.
 pub const SEED_BYTES: usize = 32;
 
+/// Length of an Ed25519 signature.
+pub const JWS_SIGNATURE_BYTES: usize = 64;
+
 const SECRET_MARK: &str = "PRIVATE+KEY+";
 
 /// What a key signs and how; the signature types of `signed-note`.
@@ -113,6 +116,23 @@ pub enum SignatureError {
     /// The algorithm cannot have signed this text or time.
     #[error(transparent)]
     Message(#[from] cosignature::MessageError),
+    /// It was made with another key or over another text.
+    #[error("the signature does not belong to this text and key")]
+    Mismatch,
+}
+
+/// Why a JWS is not signed by a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum JwsError {
+    /// Only Ed25519 keys sign JWS here.
+    #[error("the key is not an Ed25519 key")]
+    Algorithm,
+    /// Not what a compact JWS signs.
+    #[error("the signing input of a JWS is two parts of base64url with a dot between them")]
+    Input,
+    /// The cryptographic library failed.
+    #[error("signing failed")]
+    Failed,
     /// It was made with another key or over another text.
     #[error("the signature does not belong to this text and key")]
     Mismatch,
@@ -239,6 +259,23 @@ impl VerifierKey {
         outcome.map(|()| time).map_err(|_| SignatureError::Mismatch)
     }
 
+    /// Checks the signature of a compact JWS; see [`SignerKey::sign_jws`].
+    ///
+    /// # Errors
+    /// When this key did not sign this input.
+    pub fn verify_jws(&self, input: &str, signature: &[u8; JWS_SIGNATURE_BYTES]) -> Result<(), JwsError> {
+        self.check_jws(input)?;
+        let key = UnparsedPublicKey::new(&ED25519, &self.public);
+        key.verify(input.as_bytes(), signature).map_err(|_| JwsError::Mismatch)
+    }
+
+    fn check_jws(&self, input: &str) -> Result<(), JwsError> {
+        if self.algorithm != Algorithm::Ed25519 {
+            return Err(JwsError::Algorithm);
+        }
+        if is_jws_input(input) { Ok(()) } else { Err(JwsError::Input) }
+    }
+
     /// The bytes that are signed for a note's text.
     fn message(&self, text: &str, time: u64) -> Result<Vec<u8>, cosignature::MessageError> {
         match self.algorithm {
@@ -360,6 +397,31 @@ impl SignerKey {
         }
         Ok(Signature::new(self.verifier.name.clone(), self.verifier.id, signature))
     }
+}
+
+impl SignerKey {
+    /// Signs the signing input of a compact JWS (RFC 7515, section 5.1) as `EdDSA` (RFC 8037).
+    ///
+    /// The same key signs notes, and neither signature can be passed off as the other: a note's text ends with a line feed, and
+    /// of this input every byte is one of base64url, but for the dot.
+    ///
+    /// # Errors
+    /// When the key is not a plain Ed25519 key, or the input is something else.
+    pub fn sign_jws(&self, input: &str) -> Result<[u8; JWS_SIGNATURE_BYTES], JwsError> {
+        self.verifier.check_jws(input)?;
+        let Pair::Ed25519(pair) = &self.pair else { return Err(JwsError::Algorithm) };
+        let signature = pair.try_sign(input.as_bytes()).map_err(|_| JwsError::Failed)?;
+        signature.as_ref().try_into().map_err(|_| JwsError::Failed)
+    }
+}
+
+/// Whether a text is what a compact JWS signs: header and payload, neither of them empty.
+fn is_jws_input(input: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    input.split_once('.').is_some_and(|(header, payload)| part(header) && part(payload))
 }
 
 impl fmt::Debug for SignerKey {

@@ -143,3 +143,28 @@ fn a_secret_key_does_not_show_itself() {
     let signer = SignerKey::parse(SECRET).unwrap();
     assert_eq!(format!("{signer:?}"), "SignerKey(PeterNeumann+c74f20a3, Ed25519)");
 }
+
+#[test]
+fn a_jws_is_signed_by_a_note_key_and_no_note_can_be_taken_for_one() {
+    // RFC 8037, appendix A.4.
+    let seed: [u8; 32] = [
+        0x9d, 0x61, 0xb1, 0x9d, 0xef, 0xfd, 0x5a, 0x60, 0xba, 0x84, 0x4a, 0xf4, 0x92, 0xec, 0x2c, 0xc4, 0x44,
+        0x49, 0xc5, 0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
+    ];
+    let input = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc";
+    let expected = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
+    let key = SignerKey::from_seed("a", Algorithm::Ed25519, seed).unwrap();
+    let signature = key.sign_jws(input).unwrap();
+    assert_eq!(base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(signature), expected);
+    assert_eq!(key.verifier().verify_jws(input, &signature), Ok(()));
+    assert_eq!(key.verifier().verify_jws("eyJhbGciOiJFZERTQSJ9.Rg", &signature), Err(JwsError::Mismatch));
+    for text in ["a\n1\nAA==\n", "a.b\n", "a", "a.", ".b", "a.b.c", "a.b=", ""] {
+        assert_eq!(key.sign_jws(text), Err(JwsError::Input), "{text:?}");
+        assert_eq!(key.verifier().verify_jws(text, &signature), Err(JwsError::Input), "{text:?}");
+    }
+    for algorithm in [Algorithm::CosignatureV1, Algorithm::MlDsa44] {
+        let other = SignerKey::from_seed("a", algorithm, seed).unwrap();
+        assert_eq!(other.sign_jws(input), Err(JwsError::Algorithm));
+        assert_eq!(other.verifier().verify_jws(input, &signature), Err(JwsError::Algorithm));
+    }
+}

@@ -25,7 +25,7 @@ fn nothing_said_gives_the_documented_defaults() {
         "url": "http://127.0.0.1:8000", "target-throughput": "max", "duration": "30s", "ramp-up": "0ns",
         "workers": 16, "batch": 100, "event-size": 300, "events": null, "encoding": "none",
         "idempotency-keys": true, "file": null,
-        "output": null, "acks": null, "run-id": "test-run",
+        "output": null, "acks": null, "publish": false, "run-id": "test-run",
     });
     assert_eq!(settings("{}"), expected);
 }
