@@ -27,7 +27,7 @@ down: build ## Stop what `make up` runs and clean up what a killed one left
 	@$(BIN)/certeus-operator down
 
 test: ## Run all tests
-	@scripts/setup.sh rust postgres faketime
+	@scripts/setup.sh rust postgres faketime go
 	cargo test --workspace
 
 torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 7" for some of it, "list" for what there is

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes sure that what a make target needs is there; quick when it is. Run as
-#   scripts/setup.sh [rust] [postgres] [faketime] [deny]
+#   scripts/setup.sh [rust] [postgres] [faketime] [go] [deny]
 # rust:     cargo and a C compiler
 # postgres: the server programs (postgres, initdb) and psql; installed with apt where that is possible
 # faketime: libfaketime, for the tests of clocks that jump; without it these are skipped, so that its absence is no failure
+# go:       Go, to build verifiers of the log that are not ours, from their published modules
 # deny:     cargo-deny, installed below .tools when it is missing or too old
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -90,6 +91,18 @@ has_deny() {
     printf '%s\n' "$DENY_VERSION" "${found##* }" | sort -V -C
 }
 
+need_go() {
+    # Any Go from 1.21 on fetches the release that a module asks for by itself.
+    local found
+    found=$(go env GOVERSION 2>/dev/null) || found=
+    if [ -n "$found" ] && printf '%s\n' go1.21 "$found" | sort -V -C; then return; fi
+    can_apt || fail "Go 1.21 or newer is missing: install it from https://go.dev/dl"
+    echo "setup: installing Go"
+    apt_install golang-go
+    found=$(go env GOVERSION)
+    printf '%s\n' go1.21 "$found" | sort -V -C || fail "$found is too old: install Go 1.21 or newer from https://go.dev/dl"
+}
+
 need_deny() {
     has_deny && return
     echo "setup: building cargo-deny $DENY_VERSION below .tools; this takes some minutes, once"
@@ -98,7 +111,7 @@ need_deny() {
 
 for need in "$@"; do
     case $need in
-        rust | postgres | faketime | deny) "need_$need" ;;
+        rust | postgres | faketime | go | deny) "need_$need" ;;
         *) fail "unknown need '$need'" ;;
     esac
 done

@@ -33,6 +33,7 @@ impl Pod {
             .env("CERTEUS_ADMIN_LISTEN", admin.to_string())
             .env_remove("CERTEUS_API_KEY")
             .env_remove("CERTEUS_SIGNING_KEY")
+            .env_remove("CERTEUS_SIGNING_KEY_FILE")
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone().context("cannot use the pod's log")?)
             .stderr(log)

@@ -39,7 +39,8 @@ struct Ledger {
     pod: Pod,
     load: Load,
     database_url: String,
-    key: Option<PathBuf>,
+    /// The log's verifier key; `None` when nothing is sealed.
+    key: Option<String>,
 }
 
 impl Sealing<'_> {
@@ -82,32 +83,40 @@ impl Sealing<'_> {
 
     fn start(&self, name: &str, sealed: bool) -> Result<Ledger> {
         let database_url = self.postgres.create_database(name)?;
-        let key = sealed.then(|| self.new_key(name)).transpose()?;
         let log = self.output.join(format!("dataplane-{name}.log"));
         let mut environment = Vec::new();
-        let anchor = self.output.join(format!("{name}.anchor"));
-        if let Some(key) = &key {
-            let key = std::fs::read_to_string(key).context("cannot read the signing key")?;
-            environment.push(("CERTEUS_SIGNING_KEY", key));
+        let mut key = None;
+        if sealed {
+            let signing_key = self.fresh(format!("{name}.key"))?;
+            let anchor = self.fresh(format!("{name}.anchor"))?;
+            key = Some(self.new_key(name, &signing_key)?);
+            environment.push(("CERTEUS_SIGNING_KEY_FILE", signing_key.display().to_string()));
             environment.push(("CERTEUS_LOG_ANCHOR", format!("file://{}", anchor.display())));
         }
-        // Of an earlier run; it would rightly refuse this new database.
-        let _absent = std::fs::remove_file(&anchor);
         let pod = Pod::start(&self.programs.join("certeus-dataplane"), &database_url, &log, &environment)?;
         let load = Load::new(&self.programs.join("certeus"), pod.url());
         self.postgres.settle()?;
         Ok(Ledger { pod, load, database_url, key })
     }
 
-    /// Makes a signing key.
-    fn new_key(&self, name: &str) -> Result<PathBuf> {
-        let path = std::path::absolute(self.output.join(format!("{name}.key")))?;
-        let _absent = std::fs::remove_file(&path);
+    /// A file that is not there, also when an earlier run left one of that name.
+    fn fresh(&self, name: String) -> Result<PathBuf> {
+        let path = std::path::absolute(self.output.join(name)).context("cannot name a file")?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            Ok(()) | Err(_) => Ok(path),
+        }
+    }
+
+    /// Makes a signing key; gives the verifier key.
+    fn new_key(&self, name: &str, path: &Path) -> Result<String> {
         let mut command = Command::new(self.programs.join("certeus"));
-        command.args(["key", "new", "--name", &format!("certeus.example/{name}"), "--out"]).arg(&path);
-        let status = child::run(command.stdout(Stdio::null()))?.status;
-        ensure!(status.success(), "'certeus key new' ended with {status}");
-        Ok(path)
+        command.args(["key", "new", "--name", &format!("certeus.example/{name}"), "--out"]).arg(path);
+        let output = child::run(command.stdout(Stdio::piped()))?;
+        ensure!(output.status.success(), "'certeus key new' ended with {}", output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     fn load(&self, ledger: &Ledger, events: u64) -> Result<LoadResult> {
@@ -162,18 +171,18 @@ impl Sealing<'_> {
     fn audit(&self, ledger: &Ledger, events: u64) -> Result<f64> {
         #[derive(Deserialize)]
         struct Audit {
-            events: u64,
-            cpu_s: f64,
+            rehashed: u64,
+            cpu_seconds: f64,
         }
         let key = ledger.key.as_ref().context("a sealed ledger has a key")?;
         let mut command = Command::new(self.programs.join("certeus"));
-        command.args(["audit", "--json", "--key"]).arg(key.with_extension("key.pub"));
+        command.args(["audit", "--json", "--key", key]);
         command.env("CERTEUS_DB_URL", &ledger.database_url).stdout(Stdio::piped());
         let output = child::run(&mut command)?;
         ensure!(output.status.success(), "'certeus audit' ended with {}", output.status);
         let audit: Audit = serde_json::from_slice(&output.stdout).context("cannot understand the audit")?;
-        ensure!(audit.events == events, "{} of {events} events were audited", audit.events);
-        Ok(audit.events as f64 / audit.cpu_s)
+        ensure!(audit.rehashed == events, "{} of {events} events were audited", audit.rehashed);
+        Ok(audit.rehashed as f64 / audit.cpu_seconds)
     }
 }
 
