@@ -21,7 +21,7 @@ const ORIGIN: &str = "certeus.example/vectors";
 const SIZE: u64 = 300;
 /// Seconds since the Unix epoch, in the timed signature.
 const SIGNED_AT: u64 = 1_769_860_800;
-const KEY_ID: [u8; 40] = [0xAB; 40];
+const KEY_ID: [u8; 56] = [0xAB; 56];
 
 struct Vector {
     index: u64,
@@ -193,6 +193,7 @@ fn the_published_vectors_are_what_the_code_makes() {
     for vector in &log.vectors[..3] {
         let mut head = Vec::new();
         vector.envelope.head.write(vector.envelope.payload.len(), &mut head);
+        assert_eq!(Envelope::read_head(&head).unwrap().0, vector.envelope.head);
         let proof = TlogProof {
             extra: [&[1], &vector.salt[..], &head].concat(),
             index: vector.index,
