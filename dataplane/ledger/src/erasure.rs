@@ -187,6 +187,7 @@ async fn erase(ledger: &Ledger, id: Uuid, reason: &Reason) -> Result<Erasure, Er
         }
     }
     forget_salt(&transaction, id).await?;
+    forget_case(&transaction, ledger.name(), &event).await?;
     // Last, as bundles that are being published wait for it.
     publication::withdraw(&transaction, id).await?;
     let erased_at = insert(&transaction, ledger.name(), &record).await?;
@@ -240,6 +241,22 @@ pub(crate) fn records(audit: &StoredEvent, erased: &StoredEvent) -> bool {
 pub(crate) fn says(kind: &str, payload: &[u8], erased: Uuid, reason: &str) -> bool {
     let Ok(text) = serde_json::from_slice::<Value>(payload) else { return false };
     kind == AUDIT_TYPE && text["event_id"] == erased.to_string() && text["reason"] == reason
+}
+
+/// Takes an event out of its case, whose name is a part of the payload.
+async fn forget_case(
+    transaction: &Transaction<'_>,
+    ledger: &str,
+    event: &StoredEvent,
+) -> Result<(), EraseError> {
+    let payload = event.payload().and_then(|payload| serde_json::from_slice::<Value>(payload).ok());
+    let case_id = payload.as_ref().and_then(|payload| payload["case_id"].as_str());
+    let index = i64::try_from(event.index).map_err(|_| ReadError::Impossible(event.id))?;
+    if let Some(case_id) = case_id {
+        let sql = "DELETE FROM certeus.cases WHERE ledger = $1 AND case_id = $2 AND index = $3";
+        transaction.execute(sql, &[&ledger, &case_id, &index]).await?;
+    }
+    Ok(())
 }
 
 /// Destroys an event's salt, and the secret that gives it; the other events of the batch keep theirs.

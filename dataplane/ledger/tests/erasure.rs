@@ -6,7 +6,7 @@ mod support;
 use certeus_ledger::envelope::{BatchSecret, ContentType, Envelope, EnvelopeHead};
 use certeus_ledger::{Class, Content, EraseError, Filter, Reason};
 use certeus_localpg::{LocalPg, Options};
-use support::{close, config, id_after, request, sql, start};
+use support::{close, config, id_after, request, sql, start, submission};
 use uuid::Uuid;
 
 fn reason(text: &str) -> Reason {
@@ -80,6 +80,19 @@ async fn an_erased_event_keeps_its_entry_and_loses_payload_and_salt() {
     ledger.erase(other, reason("x")).await.unwrap();
     assert!(ledger.event(first).await.unwrap().unwrap().payload().is_some());
     assert_eq!(ledger.events(&everything()).await.unwrap().events.len(), 7);
+    close(&ledger, tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_event_leaves_its_case() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let (ledger, tasks) = start(config(&pg.url())).await;
+    let line = "{\"type\":\"a\",\"timestamp\":5,\"case_id\":\"Jane \\u0044oe\"}\n";
+    let first = ledger.append(submission(line.repeat(2))).await.unwrap().first_id;
+    assert_eq!(ledger.case_events("Jane Doe", 0, 10).await.unwrap().events.len(), 2);
+    ledger.erase(first, reason("asked for")).await.unwrap();
+    let left = ledger.case_events("Jane Doe", 0, 10).await.unwrap().events;
+    assert_eq!(left.iter().map(|event| event.index).collect::<Vec<_>>(), [1]);
     close(&ledger, tasks).await;
 }
 

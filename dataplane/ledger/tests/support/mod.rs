@@ -13,6 +13,11 @@ pub(crate) fn request(from: usize, count: usize) -> Submission {
     let body: String = (from..from + count)
         .map(|n| format!("{{\"type\":\"t{}\",\"timestamp\":{},\"n\":{n}}}\n", n % 3, 1_769_860_800 + n))
         .collect();
+    submission(body)
+}
+
+/// A request of these lines.
+pub(crate) fn submission(body: String) -> Submission {
     let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
