@@ -251,6 +251,11 @@ impl Ledger {
         let Some(spool) = &self.shared.spool else {
             return self.append(submission).await.map(Acknowledged::Committed);
         };
+        // What the queue would refuse for its size must not lie in the spool, where it could never be committed.
+        self.shared
+            .queue
+            .check_size(&submission)
+            .inspect_err(|refusal| self.shared.metrics.refused(*refusal))?;
         let is_producers = matches!(submission.identity(), Some((Identity::Producer(_), _)));
         // A producer's requests stay in order: behind those in the spool there is only the spool.
         let behind = is_producers && !spool.is_empty();

@@ -160,6 +160,14 @@ impl Queue {
         Self { config, state: Mutex::default(), changed: Notify::new() }
     }
 
+    /// Refuses a request that would not fit into an empty queue, or into a batch.
+    pub(crate) fn check_size(&self, submission: &Submission) -> Result<(), Refusal> {
+        let QueueConfig { queue_events_max, queue_bytes_max, .. } = self.config;
+        let fits = submission.len() <= queue_events_max.min(BATCH_EVENTS_MAX)
+            && submission.bytes() <= queue_bytes_max;
+        if fits { Ok(()) } else { Err(Refusal::TooLarge) }
+    }
+
     /// Admits a request or refuses it; the receiver gets its outcome.
     pub(crate) fn push(
         &self,
@@ -167,10 +175,8 @@ impl Queue {
         now: Instant,
     ) -> Result<oneshot::Receiver<Outcome>, Refusal> {
         let QueueConfig { queue_events_max, queue_bytes_max, .. } = self.config;
+        self.check_size(&submission)?;
         let (events, bytes) = (submission.len(), submission.bytes());
-        if events > queue_events_max.min(BATCH_EVENTS_MAX) || bytes > queue_bytes_max {
-            return Err(Refusal::TooLarge);
-        }
         let (reply, outcome) = oneshot::channel();
         let mut state = self.lock();
         if state.closed {

@@ -115,7 +115,8 @@ pub struct Retained {
 /// Applies the retention now and then, for as long as the ledger runs.
 pub(crate) async fn run(shared: Arc<Shared>, keep: Duration) {
     loop {
-        let pause = if shared.is_available() {
+        // A database that the log refuses, such as an old backup, says nothing about what the archive may lose.
+        let pause = if shared.is_available() && !shared.log.refuses() {
             match retain(&shared, keep, unix_ms()).await {
                 Ok(retained) => {
                     report(&shared, &retained);
@@ -285,7 +286,8 @@ pub(crate) async fn delete_leftovers(client: &mut Client, archive: &Archive) -> 
     for row in client.query(due, &[]).await? {
         let name: String = row.get(0);
         let transaction = client.transaction().await?;
-        let sql = "DELETE FROM certeus.archive_leftovers WHERE name = $1 AND due_at <= clock_timestamp()";
+        let sql = "DELETE FROM certeus.archive_leftovers WHERE name = $1 AND due_at <= clock_timestamp() \
+                   AND NOT EXISTS (SELECT FROM certeus.archives WHERE name = $1)";
         if transaction.execute(sql, &[&name]).await? == 1 {
             archive.delete(&name).await?;
         }

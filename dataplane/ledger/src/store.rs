@@ -23,6 +23,7 @@ use crate::timestamp::Timestamp;
 
 pub(crate) use archived::ArchiveStore;
 pub use certeus_archive::Location as ArchiveLocation;
+pub(crate) use page::PAGE_BYTES_MAX;
 pub use page::{Filter, PAGE_EVENTS_MAX, Page};
 
 /// Bytes of a salt: a SHA-256.

@@ -50,6 +50,8 @@ pub(crate) struct Parts {
     pub(crate) registry: Registry,
     /// Memory for requests.
     pub(crate) budget: MemoryBudget,
+    /// Memory for large replies that need no key: whoever reads them slowly must not take the place of events.
+    pub(crate) public_budget: MemoryBudget,
     /// Bytes of a request body, before and after decompression.
     pub(crate) body_bytes_max: usize,
     /// Size of the whole connection pool, writers included.

@@ -37,6 +37,8 @@ const LEDGER: &str = "default";
 const BATCH_BYTES: usize = 8 << 20;
 /// Requests may hold, from their first byte to their reply, this many times the bytes that may wait in the queue.
 const BUDGET_PER_QUEUE: usize = 2;
+/// Published bundles that are being sent may hold this much: three of the largest.
+const PUBLIC_REPLIES_BYTES: usize = 72 << 20;
 /// Draining ends at the latest after this long, within the 60 s that the operator grants a pod.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
 
@@ -173,6 +175,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         draining,
         registry,
         budget: MemoryBudget::new(queue_bytes * BUDGET_PER_QUEUE),
+        public_budget: MemoryBudget::new(PUBLIC_REPLIES_BYTES),
         body_bytes_max: BODY_BYTES_MAX.min(queue_bytes),
         pool_size,
         proofs,

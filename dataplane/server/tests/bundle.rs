@@ -174,7 +174,7 @@ fn a_bundle_is_published_once_and_anybody_can_verify_it() {
     let reply = guarded.get(&public);
     assert_eq!((reply.status, reply.text()), (200, &*jws));
     assert_eq!(reply.header("content-type"), Some("application/jose"));
-    assert_eq!(reply.header("cache-control"), Some("public, max-age=31536000, immutable"));
+    assert_eq!(reply.header("cache-control"), Some("public, max-age=60"));
     let reply = support::request(guarded.api, "GET", &public, &[("accept", "application/json")], b"");
     assert_eq!(reply.header("content-type"), Some("application/json"));
     assert_eq!((&reply.json()["payload"], &reply.json()["header"]["alg"]), (&payload, &json!("EdDSA")));

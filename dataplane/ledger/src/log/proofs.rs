@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{Latest, LogError, Reader};
 use crate::envelope::{ENTRY_BYTES, ENTRY_DOMAIN};
 use crate::ledger::Ledger;
-use crate::store::{Content, ReadError, StoredEvent};
+use crate::store::{Content, PAGE_BYTES_MAX, ReadError, StoredEvent};
 
 /// First byte of `extra` when salt and envelope head follow.
 pub(crate) const EXTRA_INTACT: u8 = 1;
@@ -175,8 +175,11 @@ impl Ledger {
             Err(error) => return Err(error),
         };
         let page = self.case_events(case_id, first_index, limit).await?;
-        let mut events = Vec::with_capacity(page.events.len());
+        let (mut events, mut bytes) = (Vec::new(), 0);
         for found in page.events {
+            if bytes >= PAGE_BYTES_MAX {
+                return Ok(CaseProofs { events, next_index: Some(found.index) });
+            }
             let mut hashed = Vec::new();
             let event = self.event_in(found.id, &mut hashed).await?;
             let event = event.filter(|event| event.index == found.index);
@@ -187,6 +190,7 @@ impl Ledger {
                 Some(latest) => Some(self.proof_of(&event, &hashed, latest).await?),
                 None => None,
             };
+            bytes += event.payload().map_or(0, <[u8]>::len);
             events.push((event, proof));
         }
         Ok(CaseProofs { events, next_index: page.next_index })

@@ -15,6 +15,7 @@ use super::log::{Entry, NewRecord};
 use super::{Command, Spool, SpoolError, record};
 use crate::breaker::BreakerState;
 use crate::commit::{CommitError, Receipt};
+use crate::id::BATCH_EVENTS_MAX;
 use crate::ledger::Shared;
 use crate::queue::Pending;
 
@@ -22,18 +23,15 @@ use crate::queue::Pending;
 const WINDOW_BYTES: usize = 8 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// A producer's request whose predecessors are missing is put back behind the others for this long: the producer was told
-/// that those failed, and sends them again.
-const GAP_PATIENCE: Duration = Duration::from_secs(60);
-
 /// What becomes of a record.
 enum Fate {
     /// It is in the database.
     Done,
     /// Not now.
     Later,
-    /// Its producer's events before it are missing.
-    Gap(CommitError),
+    /// Its producer's events before it are missing: they are in another pod's spool, or their producer was told that they
+    /// failed and sends them again. However long that takes, it was acknowledged.
+    Gap,
     /// Never.
     Refused(String),
 }
@@ -58,15 +56,21 @@ pub(crate) async fn run(
     let mut status = spool.status.clone();
     let mut database = shared.health.subscribe();
     let mut backoff = BACKOFF_MIN;
-    let mut gaps_since = None;
     loop {
         let (records, usable) =
             (status.borrow_and_update().records, shared.health.state() != BreakerState::Open);
         database.mark_unchanged();
         if records > 0 && usable {
-            match replay_window(&shared, &spool, &batches, &mut gaps_since).await {
+            match replay_window(&shared, &spool, &batches).await {
                 Window::Progress => backoff = BACKOFF_MIN,
                 Window::Empty | Window::Stuck => {
+                    if *closing.borrow() && backoff == BACKOFF_MAX {
+                        tracing::warn!(
+                            records,
+                            "what is spooled cannot be committed now: it stays for the next start"
+                        );
+                        return;
+                    }
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(BACKOFF_MAX);
                 }
@@ -80,9 +84,6 @@ pub(crate) async fn run(
             }
             return;
         }
-        if records == 0 {
-            gaps_since = None;
-        }
         tokio::select! {
             changed = status.changed() => changed.expect("the spool's thread ended"),
             // Lives in the ledger, as this task does.
@@ -95,12 +96,7 @@ pub(crate) async fn run(
 }
 
 /// Commits the oldest records and takes them out of the spool.
-async fn replay_window(
-    shared: &Shared,
-    spool: &Spool,
-    batches: &mpsc::Sender<Vec<Pending>>,
-    gaps_since: &mut Option<Instant>,
-) -> Window {
+async fn replay_window(shared: &Shared, spool: &Spool, batches: &mpsc::Sender<Vec<Pending>>) -> Window {
     let Some(Some(entries)) = spool.ask(|reply| Command::Read(WINDOW_BYTES, reply)).await else {
         return Window::Stuck;
     };
@@ -117,14 +113,9 @@ async fn replay_window(
                 true
             }
             Fate::Later => false,
-            Fate::Gap(error) => {
+            Fate::Gap => {
                 gaps += 1;
-                let since = *gaps_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < GAP_PATIENCE {
-                    put_back(spool, &entry).await
-                } else {
-                    set_aside(shared, spool, &entry, &error.to_string()).await
-                }
+                put_back(spool, &entry).await
             }
             Fate::Refused(reason) => set_aside(shared, spool, &entry, &reason).await,
         };
@@ -137,12 +128,7 @@ async fn replay_window(
     let Some(last) = done.last() else { return Window::Stuck };
     let (position, records) = (last.position, done.len() as u64);
     match spool.ask(|reply| Command::Advance(position, records, reply)).await {
-        Some(true) if gaps < done.len() => {
-            if gaps == 0 {
-                *gaps_since = None;
-            }
-            Window::Progress
-        }
+        Some(true) if gaps < done.len() => Window::Progress,
         // The others have to come first.
         Some(true) | Some(false) | None => Window::Stuck,
     }
@@ -157,13 +143,17 @@ async fn submit(
     let (admitted, sealed) = (Instant::now(), shared.log.size());
     let (mut pendings, mut outcomes, mut events) = (Vec::new(), Vec::new(), 0);
     for entry in entries {
-        let decoded = record::decode(entry.record.clone());
+        let decoded = record::decode(entry.record.clone()).map_err(|error| crate::postgres::describe(&error));
+        let decoded = decoded.and_then(|submission| match submission.len() {
+            ..=BATCH_EVENTS_MAX => Ok(submission),
+            more => Err(format!("it has {more} events, and a batch can have {BATCH_EVENTS_MAX}")),
+        });
         let count = decoded.as_ref().map_or(0, |submission| submission.len());
         if events > 0 && events + count > shared.queue.config().batch_events {
             break;
         }
         events += count;
-        let outcome = decoded.map_err(|error| crate::postgres::describe(&error)).map(|submission| {
+        let outcome = decoded.map(|submission| {
             let (reply, outcome) = oneshot::channel();
             pendings.push(Pending { submission, admitted, reply });
             outcome
@@ -194,7 +184,7 @@ fn fate(outcome: Result<Receipt, CommitError>) -> Fate {
     match outcome {
         Ok(_) | Err(CommitError::Duplicate) => Fate::Done,
         Err(CommitError::Unavailable | CommitError::OutcomeUnknown) => Fate::Later,
-        Err(error @ CommitError::SequenceGap { .. }) => Fate::Gap(error),
+        Err(CommitError::SequenceGap { .. }) => Fate::Gap,
         Err(
             error @ (CommitError::Rejected
             | CommitError::KeyReused

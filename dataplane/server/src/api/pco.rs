@@ -220,12 +220,13 @@ pub(crate) async fn published(
     };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable")),
+        // An erasure withdraws it, and then no cache of ours may go on showing it for long.
+        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=60")),
         (header::VARY, HeaderValue::from_static("accept")),
         // A claim may be anything: no browser shall take it for a page.
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     ];
-    Ok((headers, body::reply(bytes, &app.budget)?).into_response())
+    Ok((headers, body::reply(bytes, &app.public_budget)?).into_response())
 }
 
 /// Whether JSON is named, and the JWS is not.
