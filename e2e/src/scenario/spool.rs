@@ -129,9 +129,8 @@ pub(super) fn io_error(run: &mut Run) -> Result<Verdict> {
         volume.fail(fault)?;
         let from = world.journal().now();
         sleep(world.dice.millis(50, 1500));
-        if world.dice.one_in(2) {
-            kill_pods(world, 2, &kills)?;
-        }
+        // Also onto a volume that fails while the spool is read.
+        kill_pods(world, 3, &kills)?;
         let to = world.journal().now();
         let promised = world.journal().spooled_within(from, to);
         ensure!(promised == 0, "{promised} requests were promised while the volume had the fault {fault:?}");
