@@ -21,11 +21,11 @@ pub mod pod;
 pub mod postgres;
 pub mod programs;
 pub mod proxy;
-pub mod receipts;
 pub mod recorder;
 pub mod run;
 pub mod scenario;
 pub mod snapshot;
+pub mod spools;
 pub mod volume;
 pub mod world;
 

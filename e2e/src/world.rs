@@ -18,10 +18,10 @@ use crate::pod::{Pod, PodSpec};
 use crate::postgres::{Postgres, Sql};
 use crate::programs;
 use crate::proxy::Proxy;
-use crate::receipts;
 use crate::recorder::{Habits, Recorder, Targets};
 use crate::run::Run;
 use crate::snapshot::Snapshot;
+use crate::spools::{self, SpoolSetup};
 use crate::wait_for;
 
 /// The database in the private server.
@@ -48,15 +48,6 @@ pub struct Setup {
     pub pod_config: String,
     /// Their spools.
     pub spool: Option<SpoolSetup>,
-}
-
-/// The pods' spools.
-#[derive(Debug, Clone)]
-pub struct SpoolSetup {
-    /// The folder below which each pod has its own.
-    pub parent: PathBuf,
-    /// `spool.maxBytes`.
-    pub bytes_max: &'static str,
 }
 
 impl Default for Setup {
@@ -157,11 +148,8 @@ impl World {
         let program = programs::dataplane()?;
         let url = postgres.url_through(network.address(), DATABASE);
         let key = LogKey::new(run.seed())?;
-        let spools: Vec<PathBuf> = setup
-            .spool
-            .iter()
-            .flat_map(|spool| (0..setup.pods).map(|pod| spool.parent.join(format!("{part}-pod-{pod}"))))
-            .collect();
+        let spools: Vec<PathBuf> =
+            setup.spool.iter().flat_map(|spool| (0..setup.pods).map(|pod| spool.folder(part, pod))).collect();
         let spec = |pod: usize| {
             let own = setup.pod_env.get(pod).or(setup.pod_env.last()).cloned().unwrap_or_default();
             let usual = [
@@ -174,7 +162,8 @@ impl World {
             PodSpec {
                 program: program.clone(),
                 env: own.into_iter().chain(usual).collect(),
-                config: setup.pod_config.clone() + &spool_config(setup, spools.get(pod)),
+                config: setup.pod_config.clone()
+                    + &setup.spool.as_ref().map(|spool| spool.config(part, pod)).unwrap_or_default(),
             }
         };
         // Leads nowhere until the pod is there.
@@ -356,7 +345,7 @@ impl World {
         self.recover()?;
         recorder.finish()?;
         if !self.spools.is_empty() {
-            receipts::fetch(&self.journal, &self.apis.all())?;
+            spools::fetch(&self.journal, &self.apis.all())?;
         }
         self.wait_until_sealed()?;
         self.read_back()?;
@@ -371,7 +360,7 @@ impl World {
         if !violations.is_empty() || !of_log.is_empty() || !surprises.is_empty() {
             bail!("{violations}{of_log}{}", surprises.join("\n"));
         }
-        receipts::check_folders(&self.spools)?;
+        spools::check_folders(&self.spools)?;
         self.postgres.stop()?;
         Ok(tally)
     }
@@ -423,12 +412,6 @@ impl World {
 /// Where PostgreSQL's data is, given the folder of a part of the run.
 pub(crate) fn postgres_dir(setup: &Setup, part: &Path) -> PathBuf {
     setup.postgres_dir.clone().unwrap_or_else(|| part.join("postgres"))
-}
-
-/// The part of a pod's configuration that gives it a spool.
-fn spool_config(setup: &Setup, path: Option<&PathBuf>) -> String {
-    let (Some(spool), Some(path)) = (&setup.spool, path) else { return String::new() };
-    format!("\nspool: {{path: {}, maxBytes: {}, persistent: true}}\n", path.display(), spool.bytes_max)
 }
 
 /// What a read event is checked for.

@@ -16,9 +16,10 @@ use crate::disk::SmallDisk;
 use crate::journal::Journal;
 use crate::recorder::Habits;
 use crate::run::{Run, Verdict};
+use crate::spools::SpoolSetup;
 use crate::volume::{Fault, FaultyVolume};
 use crate::wait_for;
-use crate::world::{Setup, SpoolSetup, World};
+use crate::world::{Setup, World};
 
 /// Requests that spools must take before an outage counts as one.
 const SPOOLED_MIN: usize = 20;

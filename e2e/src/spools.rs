@@ -1,11 +1,12 @@
-//! The end of what pods had in their spools: it is in the database, and every request that was promised has its receipt.
+//! The pods' spools: where they are, and the end of what was in them.
 //!
+//! That end is good when it is in the database, and every request that was promised gets its receipt.
 //! Receipts are fetched by sending the requests again. This must come after the spools are empty, and each reply must say
 //! that it is a repeat: otherwise the repeat itself would store what was lost.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,31 @@ const REPLAY_TIMEOUT: Duration = Duration::from_secs(120);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(120);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 8;
+
+/// What spools the pods have.
+#[derive(Debug, Clone)]
+pub struct SpoolSetup {
+    /// The folder below which each pod has its own.
+    pub parent: PathBuf,
+    /// `spool.maxBytes`.
+    pub bytes_max: &'static str,
+}
+
+impl SpoolSetup {
+    /// A pod's folder in a part of the run.
+    #[must_use]
+    pub fn folder(&self, part: &str, pod: usize) -> PathBuf {
+        self.parent.join(format!("{part}-pod-{pod}"))
+    }
+
+    /// What a pod's configuration says about it.
+    #[must_use]
+    pub fn config(&self, part: &str, pod: usize) -> String {
+        let Self { bytes_max, .. } = self;
+        let path = self.folder(part, pod);
+        format!("\nspool: {{path: {}, maxBytes: {bytes_max}, persistent: true}}\n", path.display())
+    }
+}
 
 /// Waits until the spools of all pods are empty, then fetches the receipt of every request that a spool promised.
 ///
@@ -126,11 +152,7 @@ pub fn check_folders(folders: &[PathBuf]) -> Result<()> {
             // A `.rejected` one may be a producer's that gave it up: whether anything promised is missing was checked.
             ensure!(ending != "corrupt" && ending != "spool", "a spool ended with {}", path.display());
         }
-        remove(folder)?;
+        std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     Ok(())
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))
 }
