@@ -3,6 +3,7 @@
 //! A request that was refused, or cannot have arrived, is sent again as it is: if a refusal had stored it after all, the
 //! checker would find it twice. One whose outcome is unknown is sent again only by the clients that name their requests:
 //! some by keys, some by a producer's sequence. These repeat now and then what was acknowledged, and expect the same reply.
+//! (A repeat would store what a spool lost. As few are repeated, and `spools.rs` asks for all at the end, that does not hide a loss.)
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
