@@ -31,7 +31,7 @@ pub enum Rule {
     Bytes,
     /// No event is there twice.
     Once,
-    /// What was acknowledged is where its receipt says.
+    /// What was acknowledged is where its receipt says; what a spool promised is there.
     Acknowledged,
     /// A request's events are there together and in order, or not at all.
     Whole,
@@ -275,6 +275,12 @@ fn check_request(entry: &Entry, places: &Places<'_>, violations: &mut Violations
         }
         return;
     }
+    if matches!(outcome, Outcome::Spooled { .. }) && found.contains(&None) {
+        violations.add(Rule::Acknowledged, || {
+            let there = found.iter().flatten().count();
+            format!("events {first_number} (+{count}) were spooled, and {there} are there")
+        });
+    }
     let there: Vec<Place> = found.iter().flatten().copied().collect();
     if *outcome == Outcome::NotStored && !there.is_empty() {
         violations.add(Rule::Refused, || {
@@ -297,7 +303,7 @@ fn check_order(places: &Places<'_>, violations: &mut Violations) {
         .iter()
         .filter_map(|entry| match &entry.outcome {
             Outcome::Acknowledged { receipt, at } => Some((*at, receipt.first_index)),
-            Outcome::Unknown | Outcome::NotStored => None,
+            Outcome::Unknown | Outcome::Spooled { .. } | Outcome::NotStored => None,
         })
         .collect();
     acknowledged.sort_unstable();

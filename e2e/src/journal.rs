@@ -41,6 +41,13 @@ pub enum Outcome {
         /// Nanoseconds after the journal's beginning.
         at: u64,
     },
+    /// Promised by a pod's spool, and its receipt was not fetched yet.
+    Spooled {
+        /// The key that the pod gave it.
+        key: Option<String>,
+        /// Nanoseconds after the journal's beginning.
+        at: u64,
+    },
     /// Every attempt was refused with the promise that nothing was stored, or cannot have arrived.
     NotStored,
 }
@@ -95,6 +102,10 @@ struct Inner {
     entries: Vec<Entry>,
     next_number: u64,
     surprises: Vec<String>,
+    /// Nanoseconds at which requests were sent first and promised by a spool.
+    spooled: Vec<(u64, u64)>,
+    /// Answers that there is no room.
+    full: usize,
     file: File,
 }
 
@@ -112,8 +123,14 @@ impl Journal {
     /// # Errors
     /// When the file cannot be made.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let inner =
-            Inner { entries: Vec::new(), next_number: 0, surprises: Vec::new(), file: File::create(path)? };
+        let inner = Inner {
+            entries: Vec::new(),
+            next_number: 0,
+            surprises: Vec::new(),
+            spooled: Vec::new(),
+            full: 0,
+            file: File::create(path)?,
+        };
         Ok(Self { begun: Instant::now(), inner: Mutex::new(inner) })
     }
 
@@ -137,6 +154,20 @@ impl Journal {
         let mut inner = self.lock();
         let outcome = Outcome::Acknowledged { receipt, at: self.now() };
         inner.end(ticket, outcome);
+    }
+
+    /// Notes a spool's promise, and the key that the pod made for it.
+    pub fn spooled(&self, ticket: Ticket, key: Option<String>) {
+        let mut inner = self.lock();
+        let at = self.now();
+        let sent_at = inner.entries[ticket.0].sent_at;
+        inner.spooled.push((sent_at, at));
+        inner.end(ticket, Outcome::Spooled { key, at });
+    }
+
+    /// Notes an answer that there is no room.
+    pub fn full(&self) {
+        self.lock().full += 1;
     }
 
     /// Notes that a request was given up, and that no attempt at it can have been stored.
@@ -171,7 +202,37 @@ impl Journal {
         self.lock().entries.iter().filter(is).count()
     }
 
-    fn now(&self) -> u64 {
+    /// The requests that a spool promised and of which there is no receipt.
+    #[must_use]
+    pub fn without_receipt(&self) -> Vec<(Ticket, Entry)> {
+        let inner = self.lock();
+        let all = inner.entries.iter().enumerate();
+        let spooled = all.filter(|(_, entry)| matches!(entry.outcome, Outcome::Spooled { .. }));
+        spooled.map(|(number, entry)| (Ticket(number), entry.clone())).collect()
+    }
+
+    /// How many requests a spool promised, also those of which there is a receipt by now.
+    #[must_use]
+    pub fn spooled_count(&self) -> usize {
+        self.lock().spooled.len()
+    }
+
+    /// How many requests were both sent and promised by a spool in this time.
+    #[must_use]
+    pub fn spooled_within(&self, from: u64, to: u64) -> usize {
+        let within = |(sent_at, at): &&(u64, u64)| from <= *sent_at && *at <= to;
+        self.lock().spooled.iter().filter(within).count()
+    }
+
+    /// How many answers said that there is no room.
+    #[must_use]
+    pub fn full_count(&self) -> usize {
+        self.lock().full
+    }
+
+    /// Nanoseconds since the journal's beginning.
+    #[must_use]
+    pub fn now(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 

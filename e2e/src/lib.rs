@@ -25,6 +25,8 @@ pub mod recorder;
 pub mod run;
 pub mod scenario;
 pub mod snapshot;
+pub mod spools;
+pub mod volume;
 pub mod world;
 
 use std::time::{Duration, Instant};

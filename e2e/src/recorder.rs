@@ -3,6 +3,7 @@
 //! A request that was refused, or cannot have arrived, is sent again as it is: if a refusal had stored it after all, the
 //! checker would find it twice. One whose outcome is unknown is sent again only by the clients that name their requests:
 //! some by keys, some by a producer's sequence. These repeat now and then what was acknowledged, and expect the same reply.
+//! (A repeat would store what a spool lost. As few are repeated, and `spools.rs` asks for all at the end, that does not hide a loss.)
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::dice::Dice;
+use crate::dice::{Dice, mix};
 use crate::event::Event;
 use crate::http::{Client, Exchange, Reply, Request};
 use crate::journal::{Entry, Journal, Name, Receipt, Sequence};
@@ -42,11 +43,13 @@ pub struct Habits {
     pub large_one_in: u64,
     /// Whether some clients name their requests.
     pub named: bool,
+    /// Whether the pods have spools, and may answer so.
+    pub spool: bool,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40, named: true }
+        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40, named: true, spool: false }
     }
 }
 
@@ -95,6 +98,7 @@ impl Recorder {
                     stop: Arc::clone(&stop),
                     client: Client::new(habits.reply_timeout),
                     target: None,
+                    promised: false,
                 };
                 std::thread::spawn(move || worker.run())
             })
@@ -171,14 +175,20 @@ struct Worker {
     stop: Arc<AtomicBool>,
     client: Client,
     target: Option<SocketAddr>,
+    /// Whether requests of this producer may still be in a spool. A new life would fence them.
+    promised: bool,
 }
 
 /// What a reply means for the events that were sent.
 enum Verdict {
     /// With the reply's bytes.
     Acknowledged(Receipt, Vec<u8>),
+    /// Promised by a spool, under this key if the client gave none.
+    Spooled(Option<String>),
     /// The promise that nothing was stored.
     Refused,
+    /// The same, as there is no room.
+    Full,
     Unknown,
     /// An answer that must never be given.
     Surprise(String),
@@ -200,9 +210,7 @@ impl Worker {
     /// One request until its outcome is known, or known to be unknown.
     fn send(&mut self, count: u64) {
         let (ticket, entry) = self.journal.sent(count, |first| self.naming.name(first));
-        let lines = self.dice.one_in(2);
-        let body = body(entry.first_number, count, lines);
-        let headers = headers(&entry, lines);
+        let (body, headers) = (body(&entry), headers(&entry));
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, &value[..])).collect();
         // A reply that waits for a checkpoint may say how far it got, and so differ from the first.
         let sealed = entry.name == Name::None && self.dice.one_in(SEALED_ONE_IN);
@@ -211,20 +219,30 @@ impl Worker {
         let mut stopped_at = None;
         // Whether an attempt may have been stored.
         let mut doubt = false;
-        let acknowledged = loop {
+        let answered = loop {
             match self.attempt(&request) {
                 Verdict::Acknowledged(receipt, reply) => {
                     self.journal.acknowledged(ticket, receipt);
-                    break Some(reply);
+                    // A producer's requests are stored in order, so nothing of this one is left in a spool.
+                    self.promised = false;
+                    break Some(Some(reply));
+                }
+                Verdict::Spooled(key) => {
+                    self.journal.spooled(ticket, key);
+                    self.promised = true;
+                    break Some(None);
                 }
                 Verdict::Unknown => doubt = true,
                 Verdict::Refused => {}
+                Verdict::Full => self.journal.full(),
                 Verdict::Surprise(text) => {
                     self.journal.surprise(format!("{entry:?}: {text}"));
                     return self.naming.advance(count, true);
                 }
             }
-            if doubt && (entry.name == Name::None || self.dice.one_in(GIVE_UP_ONE_IN)) {
+            if doubt
+                && (entry.name == Name::None || self.may_begin_anew() && self.dice.one_in(GIVE_UP_ONE_IN))
+            {
                 break None;
             }
             if self.stop.load(Ordering::Relaxed)
@@ -238,26 +256,31 @@ impl Worker {
             self.target = None;
             std::thread::sleep(self.dice.millis(5, 60));
         };
-        let new_life = acknowledged.is_none() || self.dice.one_in(NEW_LIFE_ONE_IN);
+        let new_life = answered.is_none() || self.may_begin_anew() && self.dice.one_in(NEW_LIFE_ONE_IN);
         self.naming.advance(count, new_life);
-        if let Some(first) = acknowledged
+        if let Some(first) = answered
             && entry.name != Name::None
             && !new_life
             && self.dice.one_in(REPEAT_ONE_IN)
         {
-            self.repeat(&entry, &request, &first);
+            self.repeat(&entry, &request, first.as_deref());
         }
     }
 
-    /// Sends again what was acknowledged: the reply must be the same, byte for byte.
-    fn repeat(&mut self, entry: &Entry, request: &Request<'_>, first: &[u8]) {
-        match self.attempt(request) {
-            Verdict::Acknowledged(_, reply) if reply != first => {
+    /// Whether a producer may give up what it has begun without fencing what it was promised.
+    fn may_begin_anew(&self) -> bool {
+        !(self.promised && matches!(self.naming, Naming::Producer(_)))
+    }
+
+    /// Sends again what was acknowledged: the reply must be the same, byte for byte, unless the first one was a spool's.
+    fn repeat(&mut self, entry: &Entry, request: &Request<'_>, first: Option<&[u8]>) {
+        match (self.attempt(request), first) {
+            (Verdict::Acknowledged(_, reply), Some(first)) if reply != first => {
                 let text = [first, &reply].map(String::from_utf8_lossy).join(", then ");
                 self.journal.surprise(format!("{entry:?}: answered with {text}"));
             }
-            Verdict::Acknowledged(..) | Verdict::Refused | Verdict::Unknown => {}
-            Verdict::Surprise(text) => self.journal.surprise(format!("{entry:?}, repeated: {text}")),
+            (Verdict::Surprise(text), _) => self.journal.surprise(format!("{entry:?}, repeated: {text}")),
+            (_, _) => {}
         }
     }
 
@@ -268,19 +291,20 @@ impl Worker {
         }
         let Some(target) = self.target else { return Verdict::Refused };
         match self.client.send(target, request) {
-            Exchange::Reply(reply) => interpret(&reply),
+            Exchange::Reply(reply) => interpret(&reply, self.habits.spool),
             Exchange::NotSent => Verdict::Refused,
             Exchange::Lost => Verdict::Unknown,
         }
     }
 }
 
-fn headers(entry: &Entry, lines: bool) -> Vec<(&'static str, String)> {
-    let content_type = if lines { "application/x-ndjson" } else { "application/json" };
+/// The headers with which a request is sent, each time the same.
+pub(crate) fn headers(entry: &Entry) -> Vec<(&'static str, String)> {
+    let content_type = if in_lines(entry) { "application/x-ndjson" } else { "application/json" };
     let mut headers = vec![("content-type", content_type.to_owned())];
     match &entry.name {
         Name::None => {}
-        Name::Key(key) => headers.push(("idempotency-key", format!("\"{key}\""))),
+        Name::Key(key) => headers.push(key_header(key)),
         Name::Sequence(Sequence { producer, epoch, number }) => headers.extend([
             ("producer-id", producer.clone()),
             ("producer-epoch", epoch.to_string()),
@@ -290,17 +314,29 @@ fn headers(entry: &Entry, lines: bool) -> Vec<(&'static str, String)> {
     headers
 }
 
-fn body(first: u64, count: u64, lines: bool) -> String {
-    let events: Vec<String> = (first..first + count).map(|number| Event(number).json()).collect();
-    match (lines, &events[..]) {
+/// The header that names a request.
+pub(crate) fn key_header(key: &str) -> (&'static str, String) {
+    ("idempotency-key", format!("\"{key}\""))
+}
+
+/// The body with which a request is sent, each time the same.
+pub(crate) fn body(entry: &Entry) -> String {
+    let numbers = entry.first_number..entry.first_number + entry.count;
+    let events: Vec<String> = numbers.map(|number| Event(number).json()).collect();
+    match (in_lines(entry), &events[..]) {
         (true, _) => events.join("\n"),
         (false, [one]) => one.clone(),
         (false, _) => format!("[ {} ]", events.join(" ,\n")),
     }
 }
 
+/// Half of the requests are NDJSON.
+fn in_lines(entry: &Entry) -> bool {
+    mix(entry.first_number).is_multiple_of(2)
+}
+
 /// The status and what it promises: the README, "What is promised".
-fn interpret(reply: &Reply) -> Verdict {
+fn interpret(reply: &Reply, spool: bool) -> Verdict {
     let surprise = || {
         let body = String::from_utf8_lossy(&reply.body[..reply.body.len().min(500)]).into_owned();
         Verdict::Surprise(format!("status {}: {body}", reply.status))
@@ -310,8 +346,17 @@ fn interpret(reply: &Reply) -> Verdict {
             Ok(receipt) => Verdict::Acknowledged(receipt, reply.body.clone()),
             Err(_) => surprise(),
         },
+        (202, _) if spool => match reply.json() {
+            reply if reply["ack"] == "spooled" => {
+                Verdict::Spooled(reply["idempotency_key"].as_str().map(str::to_owned))
+            }
+            _ => surprise(),
+        },
         (503, "outcome-unknown") => Verdict::Unknown,
-        (408 | 429, _) | (503, "unavailable" | "draining" | "log-refused") => Verdict::Refused,
+        (429, _) => Verdict::Full,
+        // The request before it is in another pod's spool, which was killed.
+        (409, "sequence-gap") if spool => Verdict::Refused,
+        (408, _) | (503, "unavailable" | "draining" | "log-refused") => Verdict::Refused,
         _ => surprise(),
     }
 }

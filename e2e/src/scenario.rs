@@ -7,6 +7,7 @@ mod database;
 mod network;
 mod pods;
 mod sealing;
+mod spool;
 mod tampering;
 
 use anyhow::Result;
@@ -88,6 +89,27 @@ pub const ALL: &[Scenario] = &[
         short_rounds: 2,
         long_rounds: 40,
         run: database::disk_full,
+    },
+    Scenario {
+        name: "spool-outage",
+        about: "PostgreSQL is away while pods with spools are killed, and while they replay",
+        short_rounds: 2,
+        long_rounds: 120,
+        run: spool::outage,
+    },
+    Scenario {
+        name: "spool-disk-full",
+        about: "the spools' volume is full while PostgreSQL is away",
+        short_rounds: 2,
+        long_rounds: 60,
+        run: spool::disk_full,
+    },
+    Scenario {
+        name: "spool-io-error",
+        about: "writes and syncs of the spools fail while PostgreSQL is away",
+        short_rounds: 3,
+        long_rounds: 100,
+        run: spool::io_error,
     },
     Scenario {
         name: "network-database",

@@ -21,6 +21,7 @@ use crate::proxy::Proxy;
 use crate::recorder::{Habits, Recorder, Targets};
 use crate::run::Run;
 use crate::snapshot::Snapshot;
+use crate::spools::{self, SpoolSetup};
 use crate::wait_for;
 
 /// The database in the private server.
@@ -45,6 +46,8 @@ pub struct Setup {
     pub pod_env: Vec<Vec<(String, String)>>,
     /// The pods' configuration file.
     pub pod_config: String,
+    /// Their spools.
+    pub spool: Option<SpoolSetup>,
 }
 
 impl Default for Setup {
@@ -55,6 +58,7 @@ impl Default for Setup {
             postgres_settings: Vec::new(),
             pod_env: Vec::new(),
             pod_config: String::new(),
+            spool: None,
         }
     }
 }
@@ -74,6 +78,8 @@ pub struct Tally {
     pub events: usize,
     /// Different checkpoints that pods have shown.
     pub checkpoints: usize,
+    /// Requests that spools promised.
+    pub spooled: usize,
 }
 
 impl Tally {
@@ -87,18 +93,20 @@ impl Tally {
             unknown_stored: self.unknown_stored + other.unknown_stored,
             events: self.events + other.events,
             checkpoints: self.checkpoints + other.checkpoints,
+            spooled: self.spooled + other.spooled,
         }
     }
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { requests, acknowledged, unknown, unknown_stored, events, checkpoints } = self;
+        let Self { requests, acknowledged, unknown, unknown_stored, events, checkpoints, spooled } = self;
         write!(
             f,
             "{events} events, {checkpoints} checkpoints; {requests} requests, {acknowledged} acknowledged, {unknown} unknown \
              ({unknown_stored} stored)"
-        )
+        )?;
+        if *spooled > 0 { write!(f, "; {spooled} spooled") } else { Ok(()) }
     }
 }
 
@@ -124,6 +132,8 @@ pub struct World {
     specs: Vec<PodSpec>,
     dir: PathBuf,
     pods_started: u32,
+    /// The pods' spools, if they have any.
+    spools: Vec<PathBuf>,
 }
 
 impl World {
@@ -138,6 +148,8 @@ impl World {
         let program = programs::dataplane()?;
         let url = postgres.url_through(network.address(), DATABASE);
         let key = LogKey::new(run.seed())?;
+        let spools: Vec<PathBuf> =
+            setup.spool.iter().flat_map(|spool| (0..setup.pods).map(|pod| spool.folder(part, pod))).collect();
         let spec = |pod: usize| {
             let own = setup.pod_env.get(pod).or(setup.pod_env.last()).cloned().unwrap_or_default();
             let usual = [
@@ -150,7 +162,8 @@ impl World {
             PodSpec {
                 program: program.clone(),
                 env: own.into_iter().chain(usual).collect(),
-                config: setup.pod_config.clone(),
+                config: setup.pod_config.clone()
+                    + &setup.spool.as_ref().map(|spool| spool.config(part, pod)).unwrap_or_default(),
             }
         };
         // Leads nowhere until the pod is there.
@@ -174,6 +187,7 @@ impl World {
             specs,
             dir,
             pods_started: 0,
+            spools,
         };
         for pod in 0..setup.pods {
             world.start_pod(pod)?;
@@ -289,7 +303,11 @@ impl World {
     pub fn check(&self) -> Result<(Tally, Violations)> {
         let snapshot = Snapshot::read(&self.sql()?, LEDGER)?;
         let entries = self.journal.entries();
-        let tally = Tally { checkpoints: self.checkpoints_shown(), ..tally(&entries, &snapshot) };
+        let tally = Tally {
+            checkpoints: self.checkpoints_shown(),
+            spooled: self.journal.spooled_count(),
+            ..tally(&entries, &snapshot)
+        };
         Ok((tally, checker::check(&snapshot, &entries)))
     }
 
@@ -326,6 +344,9 @@ impl World {
     pub fn conclude(mut self, recorder: Recorder) -> Result<Tally> {
         self.recover()?;
         recorder.finish()?;
+        if !self.spools.is_empty() {
+            spools::fetch(&self.journal, &self.apis.all())?;
+        }
         self.wait_until_sealed()?;
         self.read_back()?;
         for pod in 0..self.pods.len() {
@@ -339,6 +360,7 @@ impl World {
         if !violations.is_empty() || !of_log.is_empty() || !surprises.is_empty() {
             bail!("{violations}{of_log}{}", surprises.join("\n"));
         }
+        spools::check_folders(&self.spools)?;
         self.postgres.stop()?;
         Ok(tally)
     }
@@ -403,7 +425,7 @@ struct Place {
 pub fn receipt(entry: &Entry) -> Option<&Receipt> {
     match &entry.outcome {
         Outcome::Acknowledged { receipt, .. } => Some(receipt),
-        Outcome::Unknown | Outcome::NotStored => None,
+        Outcome::Unknown | Outcome::Spooled { .. } | Outcome::NotStored => None,
     }
 }
 
@@ -418,5 +440,6 @@ fn tally(entries: &[Entry], snapshot: &Snapshot) -> Tally {
         unknown_stored: unknown.iter().filter(|entry| stored.contains(&entry.first_number)).count(),
         events: snapshot.rows.len(),
         checkpoints: 0,
+        spooled: 0,
     }
 }

@@ -92,6 +92,13 @@ fn what_is_sound_passes() {
 }
 
 #[test]
+fn what_a_spool_promised_must_be_there_wherever_it_is() {
+    let spooled = || Outcome::Spooled { key: None, at: 30 };
+    assert_eq!(after(|_, entries| entries[2].outcome = spooled()), []);
+    assert_eq!(after(|_, entries| entries[3].outcome = spooled()), [Rule::Acknowledged]);
+}
+
+#[test]
 fn lost_and_invented_events_are_found() {
     let found = after(|snapshot, _| {
         snapshot.rows.remove(1);

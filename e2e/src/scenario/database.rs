@@ -10,7 +10,7 @@ use super::torment;
 use crate::disk::SmallDisk;
 use crate::recorder::Habits;
 use crate::run::{Run, Verdict};
-use crate::world::Setup;
+use crate::world::{Setup, World};
 
 /// What a backend is doing when it is killed; patterns of `LIKE`.
 const STATEMENTS: &[&str] = &["COPY %", "COMMIT%", "WITH stored AS %", "WITH head AS %", "%"];
@@ -36,15 +36,20 @@ pub(super) fn backend_kill(run: &mut Run) -> Result<Verdict> {
     Ok(Verdict::Held(format!("{tally}; {} backends killed", hits.get())))
 }
 
+/// Ends PostgreSQL in one of the ways in which it may end.
+pub(super) fn end_postgres(world: &mut World) -> Result<()> {
+    match world.dice.below(4) {
+        0 => world.postgres.kill_postmaster(),
+        1 => world.postgres.kill_all(),
+        2 => world.postgres.stop_immediately(),
+        _ => world.postgres.stop(),
+    }
+}
+
 pub(super) fn crash(run: &mut Run) -> Result<Verdict> {
     let tally = torment(run, &Setup::default(), &Habits::default(), |world| {
         sleep(world.dice.millis(100, 1500));
-        match world.dice.below(4) {
-            0 => world.postgres.kill_postmaster()?,
-            1 => world.postgres.kill_all()?,
-            2 => world.postgres.stop_immediately()?,
-            _ => world.postgres.stop()?,
-        }
+        end_postgres(world)?;
         // At once, or after a while, or so late that pods give up what they admitted.
         let longest = *world.dice.pick(&[1, 1000, 12_000]);
         sleep(world.dice.millis(0, longest));

@@ -12,7 +12,7 @@ use crate::run::{Run, Verdict};
 use crate::world::{Setup, World};
 
 /// A pod whose number the seed chooses.
-fn any_pod(world: &mut World) -> usize {
+pub(super) fn any_pod(world: &mut World) -> usize {
     let count = world.pod_count();
     world.dice.index(count)
 }
