@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram as Hdr;
+use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -107,27 +108,24 @@ fn gauge_value(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Registers a metric and gives it back.
+fn registered<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: M,
+) -> Result<M, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
 impl Metrics {
     pub(crate) fn register(registry: &Registry, config: &QueueConfig) -> Result<Self, prometheus::Error> {
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
         let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
-            let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?;
-            registry.register(Box::new(histogram.clone()))?;
-            Ok::<_, prometheus::Error>(histogram)
+            registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
         };
         let labelled = |name: &str, help: &str, label: &str| {
-            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok::<_, prometheus::Error>(counters)
+            registered(registry, IntCounterVec::new(Opts::new(name, help), &[label])?)
         };
         // 0.25 ms to 8 s.
         let seconds = prometheus::exponential_buckets(0.000_25, 2.0, 16)?;
@@ -135,27 +133,32 @@ impl Metrics {
             .set(gauge_value(config.queue_events_max));
         gauge("certeus_ledger_queue_bytes_max", "Bytes that may wait.")?
             .set(gauge_value(config.queue_bytes_max));
-        let queue_oldest_age = Gauge::new(
-            "certeus_ledger_queue_oldest_age_seconds",
-            "Age of the request that has waited longest for its commit to begin.",
+        let queue_oldest_age = registered(
+            registry,
+            Gauge::new(
+                "certeus_ledger_queue_oldest_age_seconds",
+                "Age of the request that has waited longest for its commit to begin.",
+            )?,
         )?;
-        registry.register(Box::new(queue_oldest_age.clone()))?;
-        let spool_oldest_age =
-            Gauge::new("certeus_ledger_spool_oldest_age_seconds", "Age of the oldest request in the spool.")?;
-        registry.register(Box::new(spool_oldest_age.clone()))?;
+        let spool_oldest_age = registered(
+            registry,
+            Gauge::new("certeus_ledger_spool_oldest_age_seconds", "Age of the oldest request in the spool.")?,
+        )?;
         let refused = labelled(
             "certeus_ledger_requests_refused_total",
             "Requests that were not admitted, by reason.",
             "reason",
         )?;
-        let breaker_state = IntGaugeVec::new(
-            Opts::new(
-                "certeus_ledger_breaker_state",
-                "The circuit breaker's state: 1 for the one that it is in.",
-            ),
-            &["state"],
+        let breaker_state = registered(
+            registry,
+            IntGaugeVec::new(
+                Opts::new(
+                    "certeus_ledger_breaker_state",
+                    "The circuit breaker's state: 1 for the one that it is in.",
+                ),
+                &["state"],
+            )?,
         )?;
-        registry.register(Box::new(breaker_state.clone()))?;
         let breaker_transitions = labelled(
             "certeus_ledger_breaker_transitions_total",
             "Changes of the circuit breaker's state, by the new one.",
@@ -350,31 +353,27 @@ pub(crate) struct LogMetrics {
 
 impl LogMetrics {
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        let checkpoint_age = Gauge::new(
-            "certeus_ledger_log_checkpoint_age_seconds",
-            "Age of the newest checkpoint; it grows while no event comes.",
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
+        let checkpoint_age = registered(
+            registry,
+            Gauge::new(
+                "certeus_ledger_log_checkpoint_age_seconds",
+                "Age of the newest checkpoint; it grows while no event comes.",
+            )?,
         )?;
-        registry.register(Box::new(checkpoint_age.clone()))?;
         // 1 ms to 16 s.
         let seconds = prometheus::exponential_buckets(0.001, 2.0, 15)?;
-        let publish_duration = Histogram::with_opts(
-            HistogramOpts::new(
-                "certeus_ledger_log_publish_duration_seconds",
-                "Time from signing a checkpoint to its being stored.",
-            )
-            .buckets(seconds),
+        let publish_duration = registered(
+            registry,
+            Histogram::with_opts(
+                HistogramOpts::new(
+                    "certeus_ledger_log_publish_duration_seconds",
+                    "Time from signing a checkpoint to its being stored.",
+                )
+                .buckets(seconds),
+            )?,
         )?;
-        registry.register(Box::new(publish_duration.clone()))?;
         Ok(Self {
             tree_size: gauge("certeus_ledger_log_tree_size", "Events that the newest checkpoint covers.")?,
             unsealed: gauge("certeus_ledger_log_unsealed_events", "Events that no checkpoint covers yet.")?,
