@@ -141,6 +141,7 @@ impl Site {
             .env("CERTEUS_API_LISTEN", "fd:0")
             .env("CERTEUS_ADMIN_LISTEN", address.to_string())
             .env("CERTEUS_LOG_ANCHOR", format!("file://{}", self.state.log_anchor().display()))
+            .env("CERTEUS_LOG_ANCHOR_SHARED", "true")
             .envs(self.database_url.as_ref().map(|url| (DATABASE_URL, url)))
             .current_dir(&folder)
             .stdin(Stdio::from(socket))
