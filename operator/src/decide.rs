@@ -160,4 +160,6 @@ impl<'a> Interval<'a> {
 }
 
 #[cfg(test)]
+mod status_tests;
+#[cfg(test)]
 mod tests;
