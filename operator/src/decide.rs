@@ -14,10 +14,11 @@ use crate::validate::{Cluster, Millicores, Scaling};
 mod conditions;
 mod metrics;
 mod status;
+mod words;
 
-pub use conditions::{ConditionReason, ConditionType, Problem, ProblemReason};
 pub use metrics::{MetricsSample, Reading, parse};
 pub use status::{Observed, Surroundings, invalid, status};
+pub use words::{ConditionReason, ConditionType, Problem, ProblemReason};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);

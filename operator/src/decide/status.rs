@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::PodScrape;
-use super::conditions::{self, ConditionType, Count, Finding, Problem};
+use super::conditions::{self, Count, Finding};
+use super::words::{ConditionType, Problem};
 use crate::build::selector_text;
 use crate::validate::{Cluster, DatabaseSource};
 
