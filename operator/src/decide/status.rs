@@ -16,6 +16,8 @@ use crate::validate::{Cluster, DatabaseSource};
 
 /// Measured values are never quite at rest. A change of less than this is not shown.
 const VALUE_STEP: f64 = 0.05;
+/// Longer than anybody reads; what an API server says of a refusal can be longer.
+const MESSAGE_CHARACTERS_MAX: usize = 1024;
 /// Draining pods that are listed.
 const DRAINING_MAX: usize = 100;
 
@@ -28,6 +30,8 @@ pub struct Observed<'a> {
     pub desired: u32,
     /// The engine's answer, if it was asked.
     pub decision: Option<&'a Decision>,
+    /// The last decision that changed the number of pods, and when that was; `None`: `decision`, if it does.
+    pub last_change: Option<(&'a Decision, Timestamp)>,
     /// Pods that drain.
     pub draining: &'a [DrainingPod],
     /// What is around the cluster in Kubernetes; `None` on one machine without it.
@@ -60,7 +64,7 @@ pub struct Surroundings<'a> {
 /// The status of `cluster`.
 #[must_use]
 pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus {
-    let Observed { pods, desired, decision, draining, surroundings, before, now } = *observed;
+    let Observed { pods, desired, decision, last_change, draining, surroundings, before, now } = *observed;
     let count = Count::of(pods);
     let mut findings = conditions::findings(cluster, observed, &count);
     findings.extend(conditions::downstream_saturated(decision));
@@ -76,7 +80,7 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
         desired_replicas: desired,
         selector: Some(selector_text(cluster)),
         triggers: decision.map(|decision| triggers(decision, before)).unwrap_or_default(),
-        last_decision: last_decision(decision, before, now),
+        last_decision: last_decision(last_change.or(decision.map(|decision| (decision, now))), before),
         draining,
         image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
         database: Some(match &cluster.database {
@@ -118,6 +122,10 @@ impl Finding {
             None => "Unknown",
         };
         let same = |old: &&Condition| old.type_ == kind.as_str() && old.status == status;
+        let mut message = message;
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
+            message.truncate(end);
+        }
         let kept = before.and_then(|before| before.conditions.iter().find(same));
         Condition {
             type_: kind.as_str().to_owned(),
@@ -154,12 +162,11 @@ fn triggers(decision: &Decision, before: Option<&LedgerClusterStatus>) -> Vec<Tr
 }
 
 fn last_decision(
-    decision: Option<&Decision>,
+    change: Option<(&Decision, Timestamp)>,
     before: Option<&LedgerClusterStatus>,
-    now: Timestamp,
 ) -> Option<LastDecision> {
     let before = before.and_then(|before| before.last_decision.clone());
-    let Some(decision) = decision.filter(|decision| decision.desired != decision.current) else {
+    let Some((decision, time)) = change.filter(|(decision, _)| decision.desired != decision.current) else {
         return before;
     };
     // The step that set the count may be a limit; what happened is still growth or shrinking.
@@ -170,7 +177,7 @@ fn last_decision(
         return before;
     }
     Some(LastDecision {
-        time: Time(now),
+        time: Time(time),
         from: decision.current,
         to: decision.desired,
         reason: reason.as_str().to_owned(),

@@ -64,8 +64,8 @@ words! {
 }
 
 words! {
-    /// Reason of a condition. Those of `ScalingLimited` are the autoscaler's, those of `Degraded` may also be a
-    /// [`ProblemReason`].
+    /// Reason of a condition. Those of `ScalingLimited` are the autoscaler's; `Degraded`, and `Ready` of a cluster without
+    /// pods, may also have a [`ProblemReason`].
     ConditionReason {
         /// Ready: so many pods as are needed take events.
         PodsReady,
@@ -74,7 +74,7 @@ words! {
         /// Ready, Progressing, ScalingActive, Stopped: `spec.stopped` is set.
         Stopped,
         /// Ready, Accepted: the spec cannot be carried out.
-        Invalid,
+        InvalidSpec,
         /// Accepted: the spec can be carried out.
         Valid,
         /// Progressing: pods are being created.
@@ -107,6 +107,8 @@ words! {
         MeasurementFailed,
         /// ScalingActive: `spec.autoscaling.enabled` is false.
         Disabled,
+        /// ScalingActive: something else sets the number of pods, and it is left to that.
+        AmbiguousOwner,
         /// ScalingLimited: the triggers get what they ask for.
         NotLimited,
         /// DatabaseReachable: all pods that report can commit.
@@ -143,20 +145,30 @@ words! {
 words! {
     /// Why a cluster could not be made what its spec says, as whoever carries it out finds: the reason of `Degraded`.
     ProblemReason {
-        /// A Secret or a key in one that pods refer to is not there.
+        /// A Secret that pods refer to is not there.
         SecretMissing,
-        /// A Secret holds something that cannot be used.
-        SecretInvalid,
+        /// A Secret lacks a key that pods refer to.
+        SecretKeyMissing,
+        /// The Secret with the signing key holds none that can be used.
+        SigningKeyUnusable,
         /// An object of a name that is needed belongs to somebody else.
         NameTaken,
+        /// An object cannot be changed as the spec asks.
+        ImmutableField,
+        /// The API server refuses an object.
+        ObjectRefused,
         /// The operator may not do what it has to.
         Forbidden,
-        /// The API server refuses an object.
-        ApplyRefused,
-        /// The API server does not answer.
-        ApiUnavailable,
+        /// The API server does not know what is asked for.
+        NotFound,
+        /// Somebody else wrote at the same time; tried again.
+        Conflict,
+        /// The API server does not answer, or too late; tried again.
+        ApiServerUnavailable,
         /// A pod that is to go cannot finish what it has accepted.
         DrainStuck,
+        /// A defect of the operator.
+        OperatorBug,
     }
 }
 

@@ -85,6 +85,7 @@ impl Scaler {
             pods: &pods,
             desired: outcome.desired,
             decision: outcome.decision.as_ref(),
+            last_change: None,
             draining: &[],
             surroundings: None,
             before: Some(&self.status),
