@@ -22,13 +22,15 @@ use crate::ledger::Ledger;
 use crate::log::{AnchorError, Latest, Log, LogConfig, LogError, LogState, Refusal, Signed, Swap};
 use crate::postgres::describe;
 use crate::writer::unix_ms;
-use core::{Claim, Command, Core, Entries, Event, Now, Publication, verified_head};
-use session::{ASKED, Head, READ_EVENTS, Session};
+use core::{Claim, Command, Core, Entries, Event, Now, Publication, Settings, verified_head};
+use session::{ASKED, Head, READ_EVENTS, Refused, Session};
 
 /// A follower looks at least this often, and so do those who wait for the lock.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// After a failure, or having stepped down.
 const RETRY: Duration = Duration::from_millis(300);
+/// From a claim to the first signature where pods have anchors of their own: each of them connects again and looks meanwhile.
+const OBJECTION_WAIT: Duration = Duration::from_secs(5);
 /// A sealer that refuses looks again after this long.
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
 /// A database that takes longer than this for one step is as good as gone.
@@ -176,9 +178,18 @@ impl Pod<'_> {
             let Some(read) = bounded(self.session.head()).await? else { return Ok(()) };
             head = read;
         }
-        match self.compare(&head, anchored).await {
-            Ok(Look::Agreed) => self.log.agree(),
-            Ok(Look::Behind) => {}
+        let found = self.compare(&head, anchored.as_deref()).await;
+        self.object(&found, anchored.as_deref()).await?;
+        match found {
+            Ok((Look::Agreed, stored)) if head.refused.is_none() => {
+                self.accept(stored, head.signed_at, anchored).await;
+                self.log.agree();
+            }
+            Ok(_) => {
+                if let Some(reason) = head.refused {
+                    self.log.refuse(&Refusal::Told(reason));
+                }
+            }
             Err(LookError::Refusal(refusal)) => self.log.refuse(&refusal),
             Err(LookError::Failed(failed)) => return Err(failed),
         }
@@ -187,18 +198,51 @@ impl Pod<'_> {
         Ok(())
     }
 
+    /// Tells whoever seals what it may not know: what this pod has seen signed and does not find.
+    async fn object(
+        &self,
+        found: &Result<(Look, Option<Signed>), LookError>,
+        anchored: Option<&str>,
+    ) -> Result<(), Failed> {
+        let reason = match found {
+            // The sealer reads the same anchor.
+            Ok((Look::Behind, _)) if !self.config.anchor_shared => None,
+            Err(LookError::Refusal(refusal)) if refusal.contradicts() => Some(describe(refusal)),
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        let known = self.known(anchored);
+        if known.is_empty() {
+            return Ok(());
+        }
+        let refused = reason.as_deref().map_or(Refused::Unsaid, Refused::ByFollower);
+        bounded(self.session.witness(&known, refused)).await
+    }
+
+    /// Everything this pod knows to have been signed.
+    fn known(&self, anchored: Option<&str>) -> Vec<Signed> {
+        let anchored = anchored.and_then(|note| {
+            Some(Signed { checkpoint: self.config.keys.verify(note).ok()?, note: note.to_owned() })
+        });
+        let shown = self.log.latest().map(|latest| Signed::clone(&latest.signed));
+        anchored.into_iter().chain(shown).collect()
+    }
+
     /// Whether there is anything that was not compared already. The anchor may cost money to read.
     fn is_news(&self, head: &Head) -> bool {
         let shown = self.log.latest();
         let known = shown.as_ref().map(|latest| &latest.signed.note);
-        self.log.state() != LogState::Agreed || head.stored.as_ref().map(|stored| &stored.note) != known
+        self.log.state() != LogState::Agreed
+            || head.stored.as_ref().map(|stored| &stored.note) != known
+            || self.config.anchor.is_some() && self.checked_anchor.as_ref() != known
     }
 
-    async fn compare(&mut self, head: &Head, anchored: Option<String>) -> Result<Look, LookError> {
+    /// Compares the database's head with everything known from elsewhere; gives the head, verified.
+    async fn compare(
+        &mut self,
+        head: &Head,
+        anchored: Option<&str>,
+    ) -> Result<(Look, Option<Signed>), LookError> {
         let refused = |refusal| Err(LookError::Refusal(refusal));
-        if let Some(reason) = &head.refused {
-            return refused(Refusal::Told(reason.clone()));
-        }
         let stored = match &head.stored {
             Some(stored) => {
                 let checkpoint = verified_head(&self.config.keys, stored).map_err(LookError::Refusal)?;
@@ -221,41 +265,45 @@ impl Pod<'_> {
             };
             self.continues(&shown.checkpoint, &stored.checkpoint).await?;
         }
-        if let Some(anchor) = &self.config.anchor {
-            if let Some(text) = anchored.as_ref().filter(|text| self.checked_anchor.as_ref() != Some(*text)) {
-                let found = self.config.keys.verify(text);
-                let found = found.map_err(|error| LookError::Refusal(Refusal::Anchor(error)))?;
-                if found.size() > head.committed {
-                    return refused(Refusal::Behind { committed: head.committed, signed: found.size() });
-                }
-                match &stored {
-                    Some(stored) if found.size() <= size => {
-                        self.continues(&found, &stored.checkpoint).await?;
-                        self.checked_anchor = Some(text.clone());
-                    }
-                    // Of an anchor that all pods share this is so for moments; what was agreed stays so.
-                    Some(_) | None if self.log.state() == LogState::Agreed => {}
-                    Some(_) | None => return Ok(Look::Behind),
-                }
+        let Some(text) = anchored.filter(|text| self.checked_anchor.as_deref() != Some(*text)) else {
+            return Ok((Look::Agreed, stored));
+        };
+        let found = self.config.keys.verify(text);
+        let found = found.map_err(|error| LookError::Refusal(Refusal::Anchor(error)))?;
+        if found.size() > head.committed {
+            return refused(Refusal::Behind { committed: head.committed, signed: found.size() });
+        }
+        match &stored {
+            Some(stored) if found.size() <= size => {
+                self.continues(&found, &stored.checkpoint).await?;
+                self.checked_anchor = Some(text.to_owned());
+                Ok((Look::Agreed, Some(stored.clone())))
             }
-            if let Some(stored) = &stored
-                && self.checked_anchor.as_ref() != Some(&stored.note)
-                && self.anchored_size(anchored.as_deref()) <= size
-            {
-                // Should it fail, or another pod be first, the next look does it.
-                match anchor.compare_and_set(anchored, stored.note.clone()).await {
-                    Ok(Swap::Done) => self.checked_anchor = Some(stored.note.clone()),
-                    Ok(Swap::Conflict(_)) => {}
-                    Err(error) => {
-                        tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date");
-                    }
+            // Of an anchor that all pods share this is so for moments; what was agreed stays so.
+            Some(_) | None if self.config.anchor_shared && self.log.state() == LogState::Agreed => {
+                Ok((Look::Agreed, stored))
+            }
+            Some(_) | None => Ok((Look::Behind, stored)),
+        }
+    }
+
+    /// Shows a head that continues everything known, and brings the anchor up to date.
+    async fn accept(&mut self, stored: Option<Signed>, signed_at: Instant, anchored: Option<String>) {
+        let Some(stored) = stored else { return };
+        if let Some(anchor) = &self.config.anchor
+            && self.checked_anchor.as_ref() != Some(&stored.note)
+            && self.anchored_size(anchored.as_deref()) <= stored.checkpoint.size()
+        {
+            // Should it fail, or another pod be first, the next look does it.
+            match anchor.compare_and_set(anchored, stored.note.clone()).await {
+                Ok(Swap::Done) => self.checked_anchor = Some(stored.note.clone()),
+                Ok(Swap::Conflict(_)) => {}
+                Err(error) => {
+                    tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date");
                 }
             }
         }
-        if let Some(stored) = stored {
-            self.log.show(Latest { signed: Arc::new(stored), signed_at: head.signed_at });
-        }
-        Ok(Look::Agreed)
+        self.log.show(Latest { signed: Arc::new(stored), signed_at });
     }
 
     fn anchored_size(&self, text: Option<&str>) -> u64 {
@@ -275,12 +323,16 @@ impl Pod<'_> {
 
     /// Seals until something is in doubt; gives the reason for stepping down.
     async fn seal(&mut self) -> Result<&'static str, Failed> {
-        let (log, interval) = (self.log, self.config.checkpoint_interval);
-        let (keys, has_anchor) = (Arc::clone(&self.config.keys), self.config.anchor.is_some());
+        let log = self.log;
+        let settings = Settings {
+            keys: Arc::clone(&self.config.keys),
+            interval: self.config.checkpoint_interval,
+            has_anchor: self.config.anchor.is_some(),
+            objection_wait: if self.config.anchor_shared { Duration::ZERO } else { OBJECTION_WAIT },
+        };
         let start = || {
-            let keys = Arc::clone(&keys);
             let shown = log.latest().map(|latest| latest.signed.checkpoint.clone());
-            Core::start(keys, interval, has_anchor, shown)
+            Core::start(Instant::now(), settings.clone(), shown)
         };
         let (mut core, mut command) = start();
         let mut ahead = ReadAhead::default();
@@ -393,11 +445,19 @@ impl Pod<'_> {
         Ok(stored)
     }
 
-    /// Says why nothing is signed, and waits before the next look. The lock is kept, so that no other pod, whose anchor may be
-    /// older, signs instead.
+    /// Says why nothing is signed, and waits before the next look. What this pod knows goes into the database, so that no other pod,
+    /// whose anchor may be older, signs instead.
     async fn refuse(&mut self, refusal: &Refusal) -> Result<(), Failed> {
         self.log.refuse(refusal);
-        bounded(self.session.refuse(&describe(refusal))).await?;
+        let known = if refusal.contradicts() {
+            // Of an anchor that cannot be read nothing is known; that is no reason to say less.
+            let anchored = self.read_anchor().await.ok().flatten();
+            self.known(anchored.as_deref())
+        } else {
+            Vec::new()
+        };
+        let reason = describe(refusal);
+        bounded(self.session.witness(&known, Refused::BySealer(&reason))).await?;
         let until = Instant::now() + REFUSED_RETRY;
         while Instant::now() < until {
             // Keeps the session alive, whatever is asked for.
