@@ -12,9 +12,11 @@ use certeus_autoscale::{
 use crate::validate::{Cluster, Millicores, Scaling};
 
 mod metrics;
+mod scrapes;
 mod status;
 
 pub use metrics::{MetricsSample, Reading, parse};
+pub use scrapes::Scrapes;
 pub use status::{Observed, status};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
