@@ -80,7 +80,7 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
         desired_replicas: desired,
         selector: Some(selector_text(cluster)),
         triggers: decision.map(|decision| triggers(decision, before)).unwrap_or_default(),
-        last_decision: last_decision(last_change.or(decision.map(|decision| (decision, now))), before),
+        last_decision: latest_decision(last_change.or(decision.map(|decision| (decision, now))), before),
         draining,
         image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
         database: Some(match &cluster.database {
@@ -161,7 +161,7 @@ fn triggers(decision: &Decision, before: Option<&LedgerClusterStatus>) -> Vec<Tr
     latest.map(shown).collect()
 }
 
-fn last_decision(
+fn latest_decision(
     change: Option<(&Decision, Timestamp)>,
     before: Option<&LedgerClusterStatus>,
 ) -> Option<LastDecision> {
@@ -169,18 +169,21 @@ fn last_decision(
     let Some((decision, time)) = change.filter(|(decision, _)| decision.desired != decision.current) else {
         return before;
     };
-    // The step that set the count may be a limit; what happened is still growth or shrinking.
-    let reason = if decision.desired > decision.current { Reason::ScaleUp } else { Reason::ScaleDown };
     let repeated =
         before.as_ref().is_some_and(|old| (old.from, old.to) == (decision.current, decision.desired));
-    if repeated {
-        return before;
-    }
-    Some(LastDecision {
+    if repeated { before } else { Some(last_decision(decision, time)) }
+}
+
+/// A decision that changed the number of pods at `time`, as status.
+#[must_use]
+pub fn last_decision(decision: &Decision, time: Timestamp) -> LastDecision {
+    // The step that set the count may be a limit; what happened is still growth or shrinking.
+    let reason = if decision.desired > decision.current { Reason::ScaleUp } else { Reason::ScaleDown };
+    LastDecision {
         time: Time(time),
         from: decision.current,
         to: decision.desired,
         reason: reason.as_str().to_owned(),
         message: decision.to_string(),
-    })
+    }
 }
