@@ -148,7 +148,7 @@ pub(super) fn accepted(spec: Result<(), &[certeus_crds::FieldError]>) -> Finding
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             let message = list(errors.iter().map(String::as_str));
-            Finding::new(kind, false, ConditionReason::InvalidSpec, message)
+            Finding::new(kind, false, ConditionReason::Invalid, message)
         }
     }
 }
@@ -156,7 +156,7 @@ pub(super) fn accepted(spec: Result<(), &[certeus_crds::FieldError]>) -> Finding
 /// Of a cluster that never was valid.
 pub(super) fn never_ready() -> Finding {
     let message = "the spec cannot be carried out; see Accepted";
-    Finding::new(ConditionType::Ready, false, ConditionReason::InvalidSpec, message)
+    Finding::new(ConditionType::Ready, false, ConditionReason::Invalid, message)
 }
 
 fn scaling_active(cluster: &Cluster, observed: &Observed<'_>) -> Finding {

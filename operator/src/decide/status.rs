@@ -2,9 +2,7 @@
 //! nothing changed: the last decision stays the last for another number of pods, and measured values move in steps.
 
 use certeus_autoscale::{Decision, Reason};
-use certeus_crds::{
-    DrainingPod, FieldError, LastDecision, LedgerCluster, LedgerClusterStatus, TriggerStatus,
-};
+use certeus_crds::{DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -30,8 +28,6 @@ pub struct Observed<'a> {
     pub desired: u32,
     /// The engine's answer, if it was asked.
     pub decision: Option<&'a Decision>,
-    /// The last decision that changed the number of pods, and when that was; `None`: `decision`, if it does.
-    pub last_change: Option<(&'a Decision, Timestamp)>,
     /// Pods that drain.
     pub draining: &'a [DrainingPod],
     /// What is around the cluster in Kubernetes; `None` on one machine without it.
@@ -64,7 +60,7 @@ pub struct Surroundings<'a> {
 /// The status of `cluster`.
 #[must_use]
 pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus {
-    let Observed { pods, desired, decision, last_change, draining, surroundings, before, now } = *observed;
+    let Observed { pods, desired, decision, draining, surroundings, before, now } = *observed;
     let count = Count::of(pods);
     let mut findings = conditions::findings(cluster, observed, &count);
     findings.extend(conditions::downstream_saturated(decision));
@@ -80,7 +76,7 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
         desired_replicas: desired,
         selector: Some(selector_text(cluster)),
         triggers: decision.map(|decision| triggers(decision, before)).unwrap_or_default(),
-        last_decision: latest_decision(last_change.or(decision.map(|decision| (decision, now))), before),
+        last_decision: latest_decision(decision, before, now),
         draining,
         image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
         database: Some(match &cluster.database {
@@ -95,9 +91,12 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
 /// The status of a cluster whose spec cannot be carried out: `errors` say why. What ran before goes on, and so does what is
 /// said of it.
 #[must_use]
-pub fn invalid(object: &LedgerCluster, errors: &[FieldError], now: Timestamp) -> LedgerClusterStatus {
-    let generation = object.metadata.generation;
-    let before = object.status.as_ref();
+pub fn invalid(
+    generation: Option<i64>,
+    before: Option<&LedgerClusterStatus>,
+    errors: &[FieldError],
+    now: Timestamp,
+) -> LedgerClusterStatus {
     let mut status = before.cloned().unwrap_or_default();
     status.observed_generation = generation;
     let accepted = conditions::accepted(Err(errors)).at(generation, before, now);
@@ -162,16 +161,17 @@ fn triggers(decision: &Decision, before: Option<&LedgerClusterStatus>) -> Vec<Tr
 }
 
 fn latest_decision(
-    change: Option<(&Decision, Timestamp)>,
+    decision: Option<&Decision>,
     before: Option<&LedgerClusterStatus>,
+    now: Timestamp,
 ) -> Option<LastDecision> {
     let before = before.and_then(|before| before.last_decision.clone());
-    let Some((decision, time)) = change.filter(|(decision, _)| decision.desired != decision.current) else {
+    let Some(decision) = decision.filter(|decision| decision.desired != decision.current) else {
         return before;
     };
     let repeated =
         before.as_ref().is_some_and(|old| (old.from, old.to) == (decision.current, decision.desired));
-    if repeated { before } else { Some(last_decision(decision, time)) }
+    if repeated { before } else { Some(last_decision(decision, now)) }
 }
 
 /// A decision that changed the number of pods at `time`, as status.

@@ -33,10 +33,7 @@ fn status_in(
 ) -> LedgerClusterStatus {
     let (_, Outcome { desired, decision }) = decide_once(cluster, replicas, pods);
     let (decision, now) = (decision.as_ref(), at(second));
-    status(
-        cluster,
-        &Observed { pods, desired, decision, last_change: None, draining: &[], surroundings, before, now },
-    )
+    status(cluster, &Observed { pods, desired, decision, draining: &[], surroundings, before, now })
 }
 
 fn at(second: i64) -> Timestamp {
@@ -232,6 +229,12 @@ fn a_problem_degrades_and_blocks_until_it_is_gone() {
     let surroundings = Some(Surroundings { problems: &problems[..1], ..AROUND });
     let nothing_runs = status_in(&scaled(), 0, &[], surroundings, None, 0);
     assert_eq!(condition(&nothing_runs, ConditionType::Ready), "False SecretMissing: Secret s0 is not there");
+    let long = [Problem { reason: ProblemReason::ApplyRefused, message: "é".repeat(3000) }];
+    let status = around(&scaled(), Surroundings { problems: &long, ..AROUND });
+    assert_eq!(
+        condition(&status, ConditionType::Degraded),
+        format!("True ApplyRefused: {}", "é".repeat(1024))
+    );
     let status = around(&scaled(), Surroundings { outdated_pods: 1, ..AROUND });
     assert_eq!(
         condition(&status, ConditionType::Progressing),
@@ -242,30 +245,18 @@ fn a_problem_degrades_and_blocks_until_it_is_gone() {
 #[test]
 fn an_invalid_spec_is_told_and_what_runs_is_still_described() {
     let errors = [FieldError::new("spec.a", "is wrong"), FieldError::new("spec.b", "is, too")];
-    let mut object = LedgerCluster::new(
-        "demo",
-        LedgerCluster::read(serde_json::json!({
-            "apiVersion": "certeus.io/v1alpha1", "kind": "LedgerCluster", "metadata": { "name": "demo" },
-            "spec": { "database": { "embedded": true } },
-        }))
-        .unwrap()
-        .spec,
-    );
-    object.metadata.generation = Some(7);
-    let never_valid = invalid(&object, &errors, at(1));
-    assert_eq!(conditions(&never_valid), ["Ready=False InvalidSpec", "Accepted=False InvalidSpec"]);
+    let never_valid = invalid(Some(7), None, &errors, at(1));
+    assert_eq!(conditions(&never_valid), ["Ready=False Invalid", "Accepted=False Invalid"]);
     assert_eq!(never_valid.observed_generation, Some(7));
 
     let running = status_of(&scaled(), 1, &[calm("demo-0")], None, 60);
-    object.status = Some(running.clone());
-    let broken = invalid(&object, &errors, at(90));
+    let broken = invalid(Some(7), Some(&running), &errors, at(90));
     assert_eq!(
         condition(&broken, ConditionType::Accepted),
-        "False InvalidSpec: spec.a: is wrong; spec.b: is, too"
+        "False Invalid: spec.a: is wrong; spec.b: is, too"
     );
     assert_eq!((broken.replicas, &broken.conditions[0]), (1, &running.conditions[0]));
-    object.status = Some(broken.clone());
-    assert_eq!(invalid(&object, &errors, at(120)), broken, "no write");
+    assert_eq!(invalid(Some(7), Some(&broken), &errors, at(120)), broken, "no write");
     let repaired = status_of(&scaled(), 1, &[calm("demo-0")], Some(&broken), 150);
     assert_eq!(condition(&repaired, ConditionType::Accepted), "True Valid: the spec can be carried out");
 }
@@ -284,31 +275,6 @@ fn noise_in_what_is_measured_changes_nothing_and_a_decision_shows_it_exactly() {
     assert_eq!((high.desired_replicas, scaling.desired_replicas), (1, 2));
     assert_eq!((high.triggers[0].value, scaling.triggers[0].value), (Some(0.8), Some(0.8)));
     assert_eq!(scaling.triggers[0].proposed_replicas, Some(2));
-}
-
-#[test]
-fn a_change_that_happened_between_two_looks_is_told_with_its_own_time() {
-    let busy = [pod("demo-0", &page(10.0, 0), &page(10.4, 0))];
-    let surge = decide_once(&scaled(), 1, &busy).1.decision.unwrap();
-    let pods = ["demo-0", "demo-1", "demo-2"].map(calm);
-    let (_, Outcome { desired, decision }) = decide_once(&scaled(), 3, &pods);
-    let observed = Observed {
-        pods: &pods,
-        desired,
-        decision: decision.as_ref(),
-        last_change: Some((&surge, at(55))),
-        draining: &[],
-        surroundings: None,
-        before: None,
-        now: at(60),
-    };
-    let first = status(&scaled(), &observed);
-    let told = first.last_decision.clone().unwrap();
-    assert_eq!((told.time.0, told.from, told.to), (at(55), 1, 3));
-    // Two clocks never agree quite; the change is the same.
-    let again =
-        Observed { last_change: Some((&surge, at(56))), before: Some(&first), now: at(61), ..observed };
-    assert_eq!(status(&scaled(), &again), first);
 }
 
 #[test]

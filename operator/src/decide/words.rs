@@ -74,7 +74,7 @@ words! {
         /// Ready, Progressing, ScalingActive, Stopped: `spec.stopped` is set.
         Stopped,
         /// Ready, Accepted: the spec cannot be carried out.
-        InvalidSpec,
+        Invalid,
         /// Accepted: the spec can be carried out.
         Valid,
         /// Progressing: pods are being created.
@@ -145,29 +145,23 @@ words! {
 words! {
     /// Why a cluster could not be made what its spec says, as whoever carries it out finds: the reason of `Degraded`.
     ProblemReason {
-        /// A Secret that pods refer to is not there.
+        /// A Secret or a key in one that pods refer to is not there.
         SecretMissing,
-        /// A Secret lacks a key that pods refer to.
-        SecretKeyMissing,
-        /// The Secret with the signing key holds none that can be used.
-        SigningKeyUnusable,
+        /// A Secret holds something that cannot be used.
+        SecretInvalid,
         /// An object of a name that is needed belongs to somebody else.
         NameTaken,
-        /// An object cannot be changed as the spec asks.
-        ImmutableField,
-        /// The API server refuses an object.
-        ObjectRefused,
         /// The operator may not do what it has to.
         Forbidden,
-        /// The API server does not know what is asked for.
-        NotFound,
-        /// Somebody else wrote at the same time; tried again.
-        Conflict,
-        /// The API server does not answer, or too late; tried again.
-        ApiServerUnavailable,
+        /// The API server refuses an object.
+        ApplyRefused,
+        /// An object cannot be changed into what the spec asks for, only made anew.
+        ImmutableField,
+        /// The API server does not answer.
+        ApiUnavailable,
         /// A pod that is to go cannot finish what it has accepted.
         DrainStuck,
-        /// A defect of the operator.
+        /// The operator itself failed.
         OperatorBug,
     }
 }

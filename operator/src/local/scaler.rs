@@ -78,7 +78,6 @@ impl Scaler {
             pods: &pods,
             desired: outcome.desired,
             decision: outcome.decision.as_ref(),
-            last_change: None,
             draining: &[],
             surroundings: None,
             before: Some(&self.status),
