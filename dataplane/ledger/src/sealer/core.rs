@@ -29,7 +29,7 @@ use certeus_tlog::{Hash, leaf_hash};
 use crate::envelope::ENTRY_BYTES;
 use crate::log::{KeyError, Refusal, Signed, SigningKeys};
 
-/// An idle sealer looks this often, so that its session and with it the lock stay alive (see `LEASE` in `driver.rs`).
+/// An idle sealer looks this often, so that its session and with it the lock stay alive (see `LEASE` in `session.rs`).
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The ledger's log as the database has it when a sealer takes over.
