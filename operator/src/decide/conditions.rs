@@ -72,6 +72,7 @@ pub(super) fn findings(cluster: &Cluster, observed: &Observed<'_>, count: &Count
     if let Some(surroundings) = &observed.surroundings {
         findings.extend(in_kubernetes(cluster, observed, surroundings));
     }
+    findings.extend(downstream_saturated(observed.decision));
     findings.extend(modes(cluster));
     // Where the API server keeps a list in order, an equal list must be in equal order.
     findings.sort_by_key(|finding| finding.kind);
@@ -296,7 +297,7 @@ fn modes(cluster: &Cluster) -> impl Iterator<Item = Finding> {
 }
 
 /// Whether the decision was held back because the database is the bottleneck.
-pub(super) fn downstream_saturated(decision: Option<&Decision>) -> Option<Finding> {
+fn downstream_saturated(decision: Option<&Decision>) -> Option<Finding> {
     let mut adjustments = decision?.adjustments.iter();
     let saturated = adjustments.any(|adjustment| adjustment.reason == ScalingReason::DownstreamSaturated);
     let message =

@@ -62,9 +62,7 @@ pub struct Surroundings<'a> {
 pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus {
     let Observed { pods, desired, decision, draining, surroundings, before, now } = *observed;
     let count = Count::of(pods);
-    let mut findings = conditions::findings(cluster, observed, &count);
-    findings.extend(conditions::downstream_saturated(decision));
-    findings.sort_by_key(|finding| finding.kind);
+    let findings = conditions::findings(cluster, observed, &count);
     let conditions = findings.into_iter().map(|finding| finding.at(cluster.generation, before, now));
     let mut draining = draining.to_vec();
     draining.sort_by(|one, other| one.name.cmp(&other.name));

@@ -157,10 +157,9 @@ fn no_value_of_any_field_can_break_reading_validating_or_building() {
                 Ok(cluster) => {
                     let most = cluster.scaling.max();
                     let inputs = crate::build::Inputs { replicas: most, ..Default::default() };
-                    let built = crate::build::build(&cluster, &inputs)
-                        .stateful_set
-                        .spec
-                        .and_then(|spec| spec.replicas);
+                    let objects = crate::build::build(&cluster, &inputs);
+                    assert_eq!(objects, crate::build::build(&cluster, &inputs), "the same again");
+                    let built = objects.stateful_set.spec.and_then(|spec| spec.replicas);
                     assert_eq!(built, i32::try_from(most).ok());
                     accepted += 1;
                 }
