@@ -11,11 +11,16 @@ use certeus_autoscale::{
 
 use crate::validate::{Cluster, Millicores, Scaling};
 
+mod conditions;
 mod metrics;
+mod scrapes;
 mod status;
+mod words;
 
 pub use metrics::{MetricsSample, Reading, parse};
-pub use status::{Observed, status};
+pub use scrapes::Scrapes;
+pub use status::{Observed, Surroundings, invalid, last_decision, status};
+pub use words::{ConditionReason, ConditionType, Problem, ProblemReason};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);
@@ -33,13 +38,36 @@ pub struct PodScrape {
     pub previous: Option<MetricsSample>,
 }
 
+impl PodScrape {
+    /// The phase as the pod itself sees it: one may start to drain before whoever runs it has noticed.
+    fn seen_phase(&self) -> PodPhase {
+        phase_with(self.phase, self.latest.as_ref().map_err(|reason| *reason))
+    }
+}
+
+fn phase_with(phase: PodPhase, latest: Result<&MetricsSample, MissingReason>) -> PodPhase {
+    let drains = latest.is_ok_and(|sample| sample.draining.is_ok_and(|draining| draining != 0.0));
+    match phase {
+        PodPhase::Running { .. } if drains => PodPhase::Draining,
+        phase => phase,
+    }
+}
+
 /// How many pods there should be, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Pods wanted.
     pub desired: u32,
-    /// The engine's answer; absent while the cluster is paused or has a fixed size.
+    /// The engine's answer; absent while nothing is measured: the cluster is paused, stopped, of a fixed size, or has no pod.
     pub decision: Option<Decision>,
+}
+
+impl Outcome {
+    /// Pods to have now, where there are `current`: a cluster that may not be changed stays as it is, whatever is wanted.
+    #[must_use]
+    pub fn replicas(&self, cluster: &Cluster, current: u32) -> u32 {
+        if cluster.may_change() { self.desired } else { current }
+    }
 }
 
 /// What the engine is to look at: `replicas` is what was last asked for, and instants are those of [`MetricsSample::at`].
@@ -56,8 +84,15 @@ pub fn decide(cluster: &Cluster, state: &mut State, observation: &Observation) -
     if cluster.paused {
         return Outcome { desired: observation.replicas, decision: None };
     }
+    if cluster.stopped {
+        return Outcome { desired: 0, decision: None };
+    }
     match &cluster.scaling {
         Scaling::Fixed(replicas) => Outcome { desired: replicas.get(), decision: None },
+        // Not created yet, or stopped until now: no pod, no load.
+        Scaling::Auto(_) if observation.replicas == 0 => {
+            Outcome { desired: cluster.scaling.min(), decision: None }
+        }
         Scaling::Auto(policy) => {
             let decision = certeus_autoscale::decide(policy, state, observation);
             Outcome { desired: decision.desired, decision: Some(decision) }
@@ -71,12 +106,7 @@ fn observe_pod(pod: &PodScrape, now: Duration, cpu_request: Option<Millicores>) 
         Ok(sample) => Ok(sample),
         Err(reason) => Err(*reason),
     };
-    // A pod may start to drain before whoever runs it has noticed.
-    let drains = latest.is_ok_and(|sample| sample.draining.is_ok_and(|draining| draining != 0.0));
-    let phase = match pod.phase {
-        PodPhase::Running { .. } if drains => PodPhase::Draining,
-        phase => phase,
-    };
+    let phase = phase_with(pod.phase, latest);
     let interval = latest.and_then(|latest| Interval::between(pod.previous.as_ref(), latest));
     PodObservation {
         name: pod.name.clone(),
@@ -132,5 +162,7 @@ impl<'a> Interval<'a> {
     }
 }
 
+#[cfg(test)]
+mod status_tests;
 #[cfg(test)]
 mod tests;
