@@ -47,8 +47,9 @@ impl Mode {
         let cluster = &world.cluster;
         match () {
             () if cluster.paused => Self::Freeze,
+            () if cluster.dry_run => Self::Show,
             () if cluster.stopped => Self::Stop,
-            () if cluster.dry_run || world.other.as_ref().is_some_and(OtherOwner::writes) => Self::Show,
+            () if world.other.as_ref().is_some_and(OtherOwner::writes) => Self::Show,
             () => Self::Act,
         }
     }
@@ -195,10 +196,7 @@ impl Core {
             engine.ask(now, present);
         }
         let observation = decide::observe(cluster, now, engine.asked, &scrapes);
-        let outcome = match mode {
-            Mode::Stop => Outcome { desired: 0, decision: None },
-            Mode::Act | Mode::Show | Mode::Freeze => decide::decide(cluster, &mut engine.state, &observation),
-        };
+        let outcome = decide::decide(cluster, &mut engine.state, &observation);
         if matches!(mode, Mode::Act | Mode::Stop) && outcome.desired != engine.asked {
             engine.ask(now, outcome.desired);
             if let Some(decision) = &outcome.decision {
