@@ -183,7 +183,7 @@ impl Start<'_> {
         change: impl Fn(ObjectKey, Option<V>) -> Change + Send + 'static,
     ) where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-        V: Send,
+        V: Send + 'static,
     {
         watches.lists += usize::from(need == Need::Required);
         let config = config.page_size(PAGE_OBJECTS).timeout(WATCH_SECONDS);
@@ -346,6 +346,6 @@ fn read_metadata(object: PartialObjectMeta<DynamicObject>) -> Option<Box<(Object
 
 fn read_autoscaler(autoscaler: HorizontalPodAutoscaler) -> Option<ObjectKey> {
     let namespace = autoscaler.metadata.namespace?;
-    let target = autoscaler.spec?.scale_target_ref;
+    let target = autoscaler.spec.scale_target_ref;
     (target.kind == "StatefulSet").then(|| ObjectKey::new(&namespace, &target.name))
 }
