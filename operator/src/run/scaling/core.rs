@@ -13,7 +13,6 @@ use certeus_operator::decide::{self, MetricsSample, Outcome, PodScrape, Scrapes}
 use certeus_operator::validate::Cluster;
 
 use super::drain::{DrainEnd, Drains, Reply, Request, View};
-use super::owner::OtherOwner;
 use super::publish::Publisher;
 use super::{Advice, DrainSeen, LastChange};
 use crate::run::pods::PodSeen;
@@ -25,8 +24,8 @@ pub(super) struct World {
     /// The StatefulSet's `spec.replicas`; `None` if there is none.
     pub(super) replicas: Option<u32>,
     pub(super) pods: Vec<PodSeen>,
-    /// Another autoscaler of the same thing.
-    pub(super) other: Option<OtherOwner>,
+    /// Another autoscaler writes to the StatefulSet.
+    pub(super) held: bool,
 }
 
 /// What is done with a decision.
@@ -49,7 +48,7 @@ impl Mode {
             () if cluster.paused => Self::Freeze,
             () if cluster.dry_run => Self::Show,
             () if cluster.stopped => Self::Stop,
-            () if world.other.as_ref().is_some_and(OtherOwner::writes) => Self::Show,
+            () if world.held => Self::Show,
             () => Self::Act,
         }
     }
@@ -165,6 +164,14 @@ impl Core {
         self.publisher.advice()
     }
 
+    /// The pods with their latest scrapes, told or not.
+    #[cfg(test)]
+    pub(super) fn current(&self) -> Advice {
+        let pods = self.pods().iter();
+        let scrapes = pods.map(|pod| self.scrapes.scrape(pod.ordinal, pod.name.clone(), pod.phase));
+        Advice { scrapes: scrapes.collect(), ..self.advice() }
+    }
+
     /// Asks the engine, and carries its answer as far as the mode allows.
     fn evaluate(&mut self, now: Duration) -> (Advice, Option<Decision>) {
         let Some(world) = &self.world else { return (Advice::default(), None) };
@@ -181,13 +188,7 @@ impl Core {
                 Mode::Stop => 0,
                 Mode::Act | Mode::Show | Mode::Freeze => asked.unwrap_or_else(|| cluster.scaling.min()),
             };
-            let advice = Advice {
-                replicas,
-                desired: replicas,
-                scrapes,
-                other: world.other.clone(),
-                ..Advice::default()
-            };
+            let advice = Advice { replicas, desired: replicas, scrapes, ..Advice::default() };
             return (advice, None);
         };
         let engine =
@@ -208,7 +209,7 @@ impl Core {
             desired: outcome.desired,
             outcome: Some(outcome),
             scrapes,
-            other: world.other.clone(),
+
             last_change: self.last_change.clone(),
             ..Advice::default()
         };
@@ -226,7 +227,7 @@ impl Core {
             pod.map_or_else(|| format!("{}-{ordinal}", world.cluster.name), |pod| pod.name.clone())
         };
         let draining = self.drains.seen().map(|(ordinal, state, since)| DrainSeen {
-            message: format!("pod {} {state}", name(ordinal)),
+            message: state.message(),
             pod: name(ordinal),
             state,
             since,

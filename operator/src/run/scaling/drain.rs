@@ -7,7 +7,6 @@
 //! Read next: `core.rs`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use certeus_autoscale::PodPhase;
@@ -104,26 +103,23 @@ impl DrainState {
     }
 }
 
-impl fmt::Display for DrainState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Spooled => f.write_str("holds spooled requests; it serves until the database has them"),
-            Self::Unknown => f.write_str("does not answer; it stays until it does"),
-            Self::Draining => f.write_str("drains"),
-            Self::Drained => f.write_str("has drained"),
+impl DrainState {
+    /// What the pod waits for, or what went wrong; `None` while all goes as it should.
+    pub(super) fn message(self) -> Option<String> {
+        let message = match self {
+            Self::Draining | Self::Drained | Self::Leaving | Self::Absent => return None,
+            Self::Spooled => "holds spooled requests, and serves until the database has them".to_owned(),
+            Self::Unknown => "does not answer, and stays until it does".to_owned(),
             Self::Refused(Some(status)) => {
-                write!(f, "does not agree to drain (status {status}); it is asked again later")
+                format!("does not agree to drain (status {status}), and is asked again")
             }
-            Self::Refused(None) => {
-                f.write_str("does not answer when asked to drain; it is asked again later")
-            }
+            Self::Refused(None) => "does not answer when asked to drain, and is asked again".to_owned(),
             Self::Stuck => {
-                write!(f, "has not drained within {} s; it stays until it has", DRAIN_TIMEOUT.as_secs())
+                format!("has not drained within {} s, and stays until it has", DRAIN_TIMEOUT.as_secs())
             }
-            Self::Cancelling => f.write_str("returns to service"),
-            Self::Leaving => f.write_str("is being deleted"),
-            Self::Absent => f.write_str("does not run"),
-        }
+            Self::Cancelling => "is needed after all, and returns to service".to_owned(),
+        };
+        Some(message)
     }
 }
 

@@ -7,7 +7,6 @@
 mod core;
 mod drain;
 mod metrics;
-mod owner;
 mod pace;
 mod publish;
 mod task;
@@ -33,7 +32,6 @@ use super::telemetry::Metrics;
 
 pub(crate) use drain::DrainState;
 pub(crate) use metrics::ScalingMetrics;
-pub(crate) use owner::{OtherOwner, other_owner};
 
 /// A pod that is to go, or that comes back.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +40,8 @@ pub(crate) struct DrainSeen {
     pub(crate) state: DrainState,
     /// Since when it is in this state, on the scale of [`clock`].
     pub(crate) since: Duration,
-    /// One sentence for the status.
-    pub(crate) message: String,
+    /// What it waits for, or what went wrong; absent while all goes as it should.
+    pub(crate) message: Option<String>,
 }
 
 /// The last decision that changed what is asked for.
@@ -65,8 +63,6 @@ pub(crate) struct Advice {
     pub(crate) outcome: Option<Outcome>,
     pub(crate) draining: Vec<DrainSeen>,
     pub(crate) scrapes: Vec<PodScrape>,
-    /// Another autoscaler of the same thing. One that writes to the StatefulSet makes ours hold still.
-    pub(crate) other: Option<OtherOwner>,
     /// Kept until the next one, so that a late reconcile misses none. A restarted operator knows of none.
     pub(crate) last_change: Option<LastChange>,
 }
@@ -102,15 +98,16 @@ impl Scaler {
     }
 
     /// Called by each reconcile with the validated cluster, the StatefulSet's present `spec.replicas` (`None`: no StatefulSet
-    /// yet), the pods as the watch has them, and what [`other_owner`] found.
+    /// yet), the pods as the watch has them, and whether another autoscaler writes to the StatefulSet: then ours holds still, as
+    /// neither's change would last.
     pub(crate) fn observe(
         &self,
-        cluster: &Arc<Cluster>,
+        cluster: Arc<Cluster>,
         replicas: Option<u32>,
         pods: Vec<PodSeen>,
-        other: Option<OtherOwner>,
+        held: bool,
     ) {
-        let world = World { cluster: Arc::clone(cluster), replicas, pods, other };
+        let world = World { cluster, replicas, pods, held };
         self.shared.core().observe(clock::now(), world);
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use certeus_autoscale::{Reason, TriggerKind};
 
 use super::drain::DrainState;
-use super::owner::OtherOwner;
 use super::{Advice, LastChange};
 
 /// Reasons and failures may alternate with the noise of a load: they are told at most this often.
@@ -67,18 +66,16 @@ struct Action<'a> {
     replicas: u32,
     last_change: Option<&'a LastChange>,
     drains: Vec<(&'a str, DrainState)>,
-    other: Option<&'a OtherOwner>,
     is_decided: bool,
 }
 
 impl<'a> Action<'a> {
     fn of(advice: &'a Advice) -> Self {
-        let Advice { replicas, desired: _, outcome, draining, scrapes: _, other, last_change } = advice;
+        let Advice { replicas, desired: _, outcome, draining, scrapes: _, last_change } = advice;
         Self {
             replicas: *replicas,
             last_change: last_change.as_ref(),
             drains: draining.iter().map(|drain| (drain.pod.as_str(), drain.state)).collect(),
-            other: other.as_ref(),
             is_decided: outcome.as_ref().is_some_and(|outcome| outcome.decision.is_some()),
         }
     }

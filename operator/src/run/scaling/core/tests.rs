@@ -9,7 +9,6 @@ use proptest::prelude::*;
 use super::super::DrainState;
 use super::super::drain::{Ask, NoReply, PodDrain, PodState, Request};
 use super::super::fixtures::{Page, START, pod, shared_cluster};
-use super::super::owner::other_owner;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,7 +51,7 @@ struct Sim {
     load: f64,
     /// The database replays spools.
     database: bool,
-    autoscalers: Vec<k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler>,
+    held: bool,
     /// Ordinals in the order they were asked to drain.
     drained: Vec<u32>,
     removed_with_spool: u32,
@@ -71,7 +70,7 @@ impl Sim {
             born: 0,
             load,
             database: true,
-            autoscalers: Vec::new(),
+            held: false,
             drained: Vec::new(),
             removed_with_spool: 0,
             wakes: 0,
@@ -134,7 +133,7 @@ impl Sim {
                 cluster: Arc::clone(&self.cluster),
                 replicas: self.replicas,
                 pods: self.seen(),
-                other: other_owner(&self.cluster, &self.autoscalers),
+                held: self.held,
             };
             self.core.observe(self.now, world);
             let advised = self.core.advice().replicas;
@@ -176,6 +175,7 @@ impl Sim {
         for pod in self.pods.values() {
             let page = Page {
                 cpu_seconds: pod.cpu_seconds,
+                commits: 0,
                 queue: if pod.manner == Manner::NotANumber { f64::NAN } else { 0.0 },
                 spool: pod.spool,
                 draining: pod.state != PodState::Serving,
@@ -440,7 +440,7 @@ fn stopped_drains_everything_and_comes_back() {
     // What was never created is not created to be stopped.
     let mut core = Core::default();
     let cluster = shared_cluster("stopped: true");
-    core.observe(START, World { cluster, replicas: None, pods: Vec::new(), other: None });
+    core.observe(START, World { cluster, replicas: None, pods: Vec::new(), held: false });
     assert_eq!(core.advice().replicas, 0);
 }
 
@@ -460,22 +460,16 @@ fn a_dry_run_decides_and_does_nothing() {
 #[test]
 fn another_owner_of_the_stateful_set_makes_us_hold() {
     let mut sim = Sim::new(QUICK, 4, 4.0);
-    sim.autoscalers = vec![
-        serde_json::from_value(serde_json::json!({
-            "metadata": { "name": "theirs" },
-            "spec": { "maxReplicas": 5, "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "demo" } }
-        }))
-        .unwrap(),
-    ];
+    sim.held = true;
     sim.reconcile();
     sim.run(60);
-    assert_eq!((sim.count(), sim.core.advice().other.unwrap().name.as_str()), (4, "theirs"));
+    assert_eq!((sim.count(), sim.core.advice().last_change), (4, None));
     // What they write stands.
     sim.follow(3);
     sim.reconcile();
     sim.run(5);
     assert_eq!(sim.count(), 3);
-    sim.autoscalers.clear();
+    sim.held = false;
     sim.reconcile();
     sim.run(3);
     assert!(sim.count() > 3);
