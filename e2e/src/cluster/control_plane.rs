@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -102,7 +102,9 @@ impl ControlPlane {
 
         let token = random_token()?;
         fs::write(dir.join("tokens.csv"), format!("{token},admin,admin,\"system:masters\"\n"))?;
-        fs::write(dir.join("accounts.key"), signing_key()?)?;
+        let (private, public) = signing_key()?;
+        fs::write(dir.join("accounts.key"), private)?;
+        fs::write(dir.join("accounts.pub"), public)?;
         let api_server = run("kube-apiserver", &[
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".to_owned(),
@@ -114,7 +116,7 @@ impl ControlPlane {
             "--authorization-mode=RBAC".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-signing-key-file={}", path("accounts.key")),
-            format!("--service-account-key-file={}", path("accounts.key")),
+            format!("--service-account-key-file={}", path("accounts.pub")),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
             // Endpoints refuse loopback, so there is nothing to reconcile.
             "--endpoint-reconciler-type=none".to_owned(),
@@ -297,11 +299,18 @@ fn random_token() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// What tokens of service accounts are signed with, as PEM.
-fn signing_key() -> Result<String> {
-    let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
-    let document = document.map_err(|_unspecified| anyhow!("cannot make a key"))?;
-    let text = STANDARD.encode(document.as_ref());
+/// What tokens of service accounts are signed and checked with, as PEM.
+fn signing_key() -> Result<(String, String)> {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING);
+    let pair = pair.map_err(|_unspecified| anyhow!("cannot make a key"))?;
+    let private = pair.to_pkcs8v1().map_err(|_unspecified| anyhow!("cannot write a key"))?;
+    let public: PublicKeyX509Der<'_> =
+        pair.public_key().as_der().map_err(|_unspecified| anyhow!("cannot write a key"))?;
+    Ok((pem("PRIVATE KEY", private.as_ref()), pem("PUBLIC KEY", public.as_ref())))
+}
+
+fn pem(kind: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
     let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    Ok(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n")))
+    format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.join("\n"))
 }
