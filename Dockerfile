@@ -22,6 +22,8 @@ ENV RUSTUP_TOOLCHAIN=1.95.0 \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc
 WORKDIR /src
+# The cross compiler's version is not pinned: Debian keeps one version of it per release, and removes it with the next fix.
+# hadolint ignore=DL3008
 RUN case "$TARGETARCH" in \
         amd64) triple=x86_64-unknown-linux-gnu; gcc=x86-64 ;; \
         arm64) triple=aarch64-unknown-linux-gnu; gcc=aarch64 ;; \
@@ -47,8 +49,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && cargo build --locked --profile dist --target "$triple" \
         --package certeus-dataplane --package certeus-operator --package certeus \
     && mkdir -p /out/bin /out/state \
-    && cd "target/$triple/dist" \
-    && install -m 755 certeus-dataplane certeus-operator certeus /out/bin
+    && for program in certeus-dataplane certeus-operator certeus; do \
+        install -m 755 "target/$triple/dist/$program" /out/bin; \
+    done
 
 # What scripts/image.sh put together below target/image: the programs, the libraries they load, certificates.
 FROM scratch AS prebuilt
