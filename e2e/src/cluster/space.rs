@@ -242,7 +242,12 @@ impl Space {
         let mut text = String::new();
         let looks: [&[&str]; 3] = [
             &["get", "ledgerclusters,alertrules,statefulsets,pods,leases", "-o", "wide"],
-            &["get", "ledgerclusters", "-o", "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}"],
+            &[
+                "get",
+                "ledgerclusters",
+                "-o",
+                "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}",
+            ],
             &["get", "events", "--sort-by=.lastTimestamp"],
         ];
         for look in looks {
