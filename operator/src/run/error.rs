@@ -124,7 +124,8 @@ impl Error {
                 if message.contains("updates to statefulset spec") {
                     return Self::Immutable {
                         kind,
-                        message: "Kubernetes fixes the volumes of a StatefulSet when it is created".to_owned(),
+                        message: "Kubernetes fixes the volumes of a StatefulSet when it is created"
+                            .to_owned(),
                         advice: ORPHAN,
                         name,
                     };
@@ -188,7 +189,9 @@ impl Error {
     pub(crate) fn message(&self) -> String {
         match self {
             // The API server's own words are the best there are; the rest of the chain repeats them.
-            Self::Api { action, source: kube::Error::Api(status) } => format!("cannot {action}: {}", status.message),
+            Self::Api { action, source: kube::Error::Api(status) } => {
+                format!("cannot {action}: {}", status.message)
+            }
             other => crate::local::chain(other),
         }
     }

@@ -47,7 +47,8 @@ pub(crate) struct Seen {
 impl Seen {
     pub(crate) fn read(metadata: &ObjectMeta) -> Self {
         let owners = metadata.owner_references.iter().flatten();
-        let controller = owners.clone().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
+        let controller =
+            owners.clone().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
         Self {
             uid: metadata.uid.clone().unwrap_or_default(),
             version: version(metadata),
@@ -106,7 +107,8 @@ impl Workload {
             image: container.and_then(|container| container.image.clone()),
             template_annotations: annotations.unwrap_or_default(),
             updated_replicas: updated,
-            is_rolled_out: observed && (revisions.is_some_and(|(old, new)| old == new) || updated >= replicas),
+            is_rolled_out: observed
+                && (revisions.is_some_and(|(old, new)| old == new) || updated >= replicas),
         }
     }
 }
@@ -126,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_status_is_no_change_and_everything_else_is() {
-        let seen = |generation, resource_version, label| version(&metadata(generation, resource_version, label));
+        let seen =
+            |generation, resource_version, label| version(&metadata(generation, resource_version, label));
         assert_eq!(seen(Some(1), "5", "x"), seen(Some(1), "6", "x"), "only the status changed");
         assert_ne!(seen(Some(1), "5", "x"), seen(Some(2), "6", "x"));
         assert_ne!(seen(Some(1), "5", "x"), seen(Some(1), "6", "y"));

@@ -64,7 +64,8 @@ pub(crate) struct Done {
 impl<'a> Plan<'a> {
     pub(crate) fn new(key: &'a ObjectKey, snapshot: &'a Snapshot, objects: Vec<Owned>) -> Self {
         let named = |owned: Owned| {
-            let key = (kind_name(&owned.resource.kind), owned.object.metadata.name.clone().unwrap_or_default());
+            let key =
+                (kind_name(&owned.resource.kind), owned.object.metadata.name.clone().unwrap_or_default());
             (key, owned)
         };
         Self {
@@ -121,7 +122,11 @@ pub(crate) async fn apply(context: &Context, record: &mut Record, plan: &Plan<'_
 }
 
 /// What [`apply`] would do, in words.
-pub(crate) async fn pending(context: &Context, record: &mut Record, plan: &Plan<'_>) -> Result<Vec<String>, Error> {
+pub(crate) async fn pending(
+    context: &Context,
+    record: &mut Record,
+    plan: &Plan<'_>,
+) -> Result<Vec<String>, Error> {
     let mut pending = Vec::new();
     for (key, owned) in &plan.objects {
         let mut desired = Desired::new(plan, key, owned)?;
@@ -199,7 +204,10 @@ impl Look {
 
 fn is_as_remembered(record: &Record, plan: &Plan<'_>, key: &OwnedKey, desired: &Desired) -> bool {
     let (Some(applied), Some(seen)) = (record.applied.get(key), plan.owned.get(key)) else { return false };
-    applied.desired == desired.hash && applied.uid == seen.uid && applied.version == seen.version && !seen.deleted
+    applied.desired == desired.hash
+        && applied.uid == seen.uid
+        && applied.version == seen.version
+        && !seen.deleted
 }
 
 fn api(context: &Context, plan: &Plan<'_>, resource: &ApiResource) -> Api<DynamicObject> {
@@ -265,7 +273,8 @@ async fn apply_one(
     };
     let params = PatchParams::apply(MANAGER).force();
     context.metrics.writes.with_label_values(&[kind, "apply"]).inc();
-    let written = api(context, plan, &owned.resource).patch(name, &params, &Patch::Apply(&desired.json)).await;
+    let written =
+        api(context, plan, &owned.resource).patch(name, &params, &Patch::Apply(&desired.json)).await;
     let written = written.map_err(|error| Error::write(kind, name, error))?;
     record.applied.insert(key.clone(), desired.applied(&written));
     if written.metadata.resource_version != before {

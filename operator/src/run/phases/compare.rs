@@ -18,12 +18,15 @@ const STATEFUL_SET_MUTABLE: [&str; 7] = [
 /// apply then changes nothing.
 pub(crate) fn contains(live: &Value, desired: &Value) -> bool {
     match (live, desired) {
-        (Value::Object(live), Value::Object(desired)) => desired.iter().all(|(name, value)| match live.get(name) {
-            Some(present) => contains(present, value),
-            None => is_empty(value),
-        }),
+        (Value::Object(live), Value::Object(desired)) => {
+            desired.iter().all(|(name, value)| match live.get(name) {
+                Some(present) => contains(present, value),
+                None => is_empty(value),
+            })
+        }
         (Value::Array(live), Value::Array(desired)) => {
-            live.len() == desired.len() && live.iter().zip(desired).all(|(live, desired)| contains(live, desired))
+            live.len() == desired.len()
+                && live.iter().zip(desired).all(|(live, desired)| contains(live, desired))
         }
         (live, desired) => live == desired || (is_empty(live) && is_empty(desired)),
     }

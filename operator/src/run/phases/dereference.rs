@@ -40,7 +40,11 @@ pub(crate) fn names(cluster: &Cluster) -> BTreeSet<String> {
 }
 
 /// The cluster's Secrets as last read, or read now.
-pub(crate) async fn secrets(context: &Context, cluster: &Cluster, record: &mut Record) -> Result<Secrets, Error> {
+pub(crate) async fn secrets(
+    context: &Context,
+    cluster: &Cluster,
+    record: &mut Record,
+) -> Result<Secrets, Error> {
     let uses = build::secret_uses(cluster);
     if let Some(secrets) = &record.secrets
         && secrets.uses == uses
@@ -117,7 +121,8 @@ fn summary(uses: Vec<SecretUse>, read: &BTreeMap<String, Secret>) -> Result<Secr
     // The signing key is not a variable that can be guessed, so its hash may stand where anybody reads it, and it keys the rest.
     let hash = value(SIGNING_KEY).map(|key| build::secrets_hash(key, values.iter().copied()));
     // What is no text cannot be sent in a header; the pods refuse it as well.
-    let api_key = value(API_KEY).and_then(|key| std::str::from_utf8(key).ok()).map(|key| ApiKey::new(key.trim()));
+    let api_key =
+        value(API_KEY).and_then(|key| std::str::from_utf8(key).ok()).map(|key| ApiKey::new(key.trim()));
     Ok(Secrets { hash, api_key, uses })
 }
 
@@ -134,7 +139,8 @@ mod tests {
     }
 
     fn read(values: &[(&str, &str)]) -> BTreeMap<String, Secret> {
-        let data = values.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+        let data =
+            values.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
         [("s".to_owned(), Secret { data: Some(data.collect()), ..Secret::default() })].into()
     }
 

@@ -31,16 +31,19 @@ pub(crate) async fn publish(
     error: Option<&Error>,
 ) {
     let mut events = Vec::new();
-    let problem = error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
+    let problem =
+        error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
     // Trouble that passes by itself is no recovery either.
     if error.is_none() || problem.is_some() {
         events.extend(problem_event(told, snapshot, problem.as_ref()));
         told.problem = Some(problem);
     }
-    let before = told.decision.as_ref().or(snapshot.cluster.status.as_ref().and_then(|s| s.last_decision.as_ref()));
+    let before =
+        told.decision.as_ref().or(snapshot.cluster.status.as_ref().and_then(|s| s.last_decision.as_ref()));
     if let Some(decision) = &report.status.last_decision {
-        if before.is_none_or(|before| (before.from, before.to, &before.time) != (decision.from, decision.to, &decision.time))
-        {
+        if before.is_none_or(|before| {
+            (before.from, before.to, &before.time) != (decision.from, decision.to, &decision.time)
+        }) {
             events.push(event(EventType::Normal, &decision.reason, "Scale", &decision.message));
         }
         told.decision = Some(decision.clone());
@@ -62,13 +65,18 @@ pub(crate) async fn publish(
     }
 }
 
-fn problem_event(told: &Told, snapshot: &Snapshot, problem: Option<&(&'static str, String)>) -> Option<Event> {
+fn problem_event(
+    told: &Told,
+    snapshot: &Snapshot,
+    problem: Option<&(&'static str, String)>,
+) -> Option<Event> {
     match (problem, &told.problem) {
         (Some(problem), Some(Some(before))) if problem == before => None,
         (Some((reason, message)), before) => {
             // Told by the operator before this one.
             let standing = snapshot.cluster.status.iter().flat_map(|status| &status.conditions);
-            let mut standing = standing.filter(|condition| condition.reason == *reason && condition.message == *message);
+            let mut standing =
+                standing.filter(|condition| condition.reason == *reason && condition.message == *message);
             let known = before.is_none() && standing.next().is_some();
             (!known).then(|| event(EventType::Warning, reason, "Reconcile", message))
         }

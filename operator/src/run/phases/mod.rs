@@ -108,9 +108,9 @@ async fn run(
 
     let workload = snapshot.workload(build::workload_name(&cluster));
     let replicas = workload.map(|workload| workload.replicas);
-    let scaler = record.scaler.get_or_insert_with(|| {
-        Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake)
-    });
+    let scaler = record
+        .scaler
+        .get_or_insert_with(|| Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake));
     scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some());
     let advice = scaler.advice();
 
@@ -119,7 +119,9 @@ async fn run(
         // While a Secret is away, pods that have it keep running.
         secrets_hash: match &secrets {
             Some(secrets) => secrets.hash.clone(),
-            None => workload.and_then(|workload| workload.template_annotations.get(build::SECRETS_HASH).cloned()),
+            None => {
+                workload.and_then(|workload| workload.template_annotations.get(build::SECRETS_HASH).cloned())
+            }
         },
         service_monitors: snapshot.service_monitors,
         image: workload.and_then(|workload| workload.image.clone()),

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use certeus_autoscale::MissingReason;
 use certeus_crds::{DrainingPod, LedgerCluster, LedgerClusterStatus};
 use certeus_operator::build::MANAGER;
-use certeus_autoscale::MissingReason;
 use certeus_operator::decide::{self, Observed, Outcome, PodScrape};
 use certeus_operator::validate::{Cluster, DatabaseSource};
 use jiff::Timestamp;
@@ -87,8 +87,9 @@ impl Report {
             DatabaseSource::Embedded { .. } => "embedded, not for production".to_owned(),
         });
         let draining = advice.draining.iter();
-        status.draining =
-            draining.map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() }).collect();
+        status.draining = draining
+            .map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() })
+            .collect();
         // The decision shown may be a later one already.
         if let Some(change) = &advice.last_change {
             status.last_decision = Some(decide::last_decision(&change.decision, clock::timestamp(change.at)));
@@ -102,7 +103,13 @@ impl Report {
         let refused = error.filter(|error| error.class() == Class::Invalid);
         match refused {
             Some(error) => self.set(generation, "Accepted", false, error.reason(), error.message()),
-            None => self.set(generation, "Accepted", true, "Valid", "the specification can be carried out".to_owned()),
+            None => self.set(
+                generation,
+                "Accepted",
+                true,
+                "Valid",
+                "the specification can be carried out".to_owned(),
+            ),
         }
         if let Some(error) = error {
             self.set(generation, "Degraded", true, error.reason(), error.message());
@@ -111,7 +118,13 @@ impl Report {
             }
         }
         if cluster.stopped {
-            self.set(generation, "Ready", false, "Stopped", "spec.stopped is true: no pods, volumes stay".to_owned());
+            self.set(
+                generation,
+                "Ready",
+                false,
+                "Stopped",
+                "spec.stopped is true: no pods, volumes stay".to_owned(),
+            );
         }
         if let Some(autoscaler) = &snapshot.autoscaler {
             let message = format!(
@@ -146,7 +159,8 @@ impl Report {
             status: status.to_owned(),
             reason: reason.to_owned(),
             message,
-            last_transition_time: same.map_or_else(|| Time(Timestamp::now()), |old| old.last_transition_time.clone()),
+            last_transition_time: same
+                .map_or_else(|| Time(Timestamp::now()), |old| old.last_transition_time.clone()),
             observed_generation: generation,
         };
         match old {
@@ -212,11 +226,8 @@ pub(crate) async fn write(
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
         Err(error) => return Err(Error::api("write the status", error)),
     }
-    *written = Some(Written {
-        over: snapshot.cluster.resource_version.clone(),
-        status: report.status,
-        at: now,
-    });
+    *written =
+        Some(Written { over: snapshot.cluster.resource_version.clone(), status: report.status, at: now });
     Ok(())
 }
 

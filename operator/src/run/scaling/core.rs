@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use certeus_autoscale::{Decision, MissingReason, State, Verdict};
-use certeus_operator::decide::{self, MetricsSample, Outcome, PodScrape, Scrapes};
+use certeus_operator::decide::{self, MetricsSample, PodScrape, Scrapes};
 use certeus_operator::validate::Cluster;
 
 use super::drain::{DrainEnd, Drains, Reply, Request, View};

@@ -164,14 +164,15 @@ async fn scrape(shared: Arc<Shared>, pod: PodSeen) -> Answer {
 }
 
 async fn ask(http: PodHttp, request: Request, pod: Option<PodSeen>) -> Answer {
-    let method = match request.ask {
-        Ask::Drain => Method::POST,
-        Ask::Look => Method::GET,
-        Ask::Cancel => Method::DELETE,
-    };
     let reply = match (pod, timeout(PLACE_WAIT, PLACES.acquire()).await) {
         (Some(pod), Ok(Ok(_place))) => {
-            match http.request(method, &pod, "/admin/drain", None, pod_http::TIMEOUT).await {
+            const PATH: &str = "/admin/drain";
+            let reply = match request.ask {
+                Ask::Drain => http.post(&pod, PATH).await,
+                Ask::Look => http.get(&pod, PATH).await,
+                Ask::Cancel => http.request(Method::DELETE, &pod, PATH, None, pod_http::TIMEOUT).await,
+            };
+            match reply {
                 Ok(reply) if reply.status.is_success() => {
                     serde_json::from_slice(&reply.body).map_err(|_unreadable| NoReply::Silent)
                 }
