@@ -5,6 +5,7 @@
 mod pods;
 mod resources;
 mod rules;
+mod scaling;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
