@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -75,11 +75,7 @@ impl ControlPlane {
             fs::create_dir_all(&dir)?;
             result = Self::start_once(&programs, &dir);
         }
-        eprintln!(
-            "control plane of {} started in {:.1} s",
-            programs.display(),
-            begun.elapsed().as_secs_f32()
-        );
+        eprintln!("control plane of {} started in {:.1} s", programs.display(), begun.elapsed().as_secs_f32());
         result
     }
 
@@ -94,41 +90,37 @@ impl ControlPlane {
         let path = |name: &str| dir.join(name).display().to_string();
 
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
-        let etcd = run(
-            "etcd",
-            &[
-                format!("--data-dir={}", path("etcd")),
-                format!("--listen-client-urls={etcd_url}"),
-                format!("--advertise-client-urls={etcd_url}"),
-                format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
-                // Nothing of this is needed after a power failure.
-                "--unsafe-no-fsync".to_owned(),
-                "--log-level=warn".to_owned(),
-            ],
-        )?;
+        let etcd = run("etcd", &[
+            format!("--data-dir={}", path("etcd")),
+            format!("--listen-client-urls={etcd_url}"),
+            format!("--advertise-client-urls={etcd_url}"),
+            format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
+            // Nothing of this is needed after a power failure.
+            "--unsafe-no-fsync".to_owned(),
+            "--log-level=warn".to_owned(),
+        ])?;
 
         let token = random_token()?;
         fs::write(dir.join("tokens.csv"), format!("{token},admin,admin,\"system:masters\"\n"))?;
-        fs::write(dir.join("accounts.key"), signing_key()?)?;
-        let api_server = run(
-            "kube-apiserver",
-            &[
-                format!("--etcd-servers={etcd_url}"),
-                "--bind-address=127.0.0.1".to_owned(),
-                "--advertise-address=127.0.0.1".to_owned(),
-                format!("--secure-port={api_port}"),
-                // It makes itself a certificate there.
-                format!("--cert-dir={}", dir.display()),
-                format!("--token-auth-file={}", path("tokens.csv")),
-                "--authorization-mode=RBAC".to_owned(),
-                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-                format!("--service-account-signing-key-file={}", path("accounts.key")),
-                format!("--service-account-key-file={}", path("accounts.key")),
-                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-                // Endpoints refuse loopback, so there is nothing to reconcile.
-                "--endpoint-reconciler-type=none".to_owned(),
-            ],
-        )?;
+        let (private, public) = signing_key()?;
+        fs::write(dir.join("accounts.key"), private)?;
+        fs::write(dir.join("accounts.pub"), public)?;
+        let api_server = run("kube-apiserver", &[
+            format!("--etcd-servers={etcd_url}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--advertise-address=127.0.0.1".to_owned(),
+            format!("--secure-port={api_port}"),
+            // It makes itself a certificate there.
+            format!("--cert-dir={}", dir.display()),
+            format!("--token-auth-file={}", path("tokens.csv")),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-signing-key-file={}", path("accounts.key")),
+            format!("--service-account-key-file={}", path("accounts.pub")),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            // Endpoints refuse loopback, so there is nothing to reconcile.
+            "--endpoint-reconciler-type=none".to_owned(),
+        ])?;
         let certificate = dir.join("apiserver.crt");
         let mut processes = vec![etcd, api_server];
         wait_for("the API server's certificate", START_TIMEOUT, || {
@@ -276,8 +268,7 @@ fn all_run(processes: &mut [Process], dir: &Path) -> Result<()> {
 /// The last lines of all logs in a folder.
 pub(crate) fn tails(dir: &Path) -> String {
     let mut text = String::new();
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut paths: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.sort();
     for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
         let log = fs::read(path).unwrap_or_default();
@@ -308,12 +299,18 @@ fn random_token() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// What tokens of service accounts are signed with, as PEM.
-fn signing_key() -> Result<String> {
-    let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
-    let document = document.map_err(|_unspecified| anyhow!("cannot make a key"))?;
-    let text = STANDARD.encode(document.as_ref());
-    let lines: Vec<&str> =
-        text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    Ok(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n")))
+/// What tokens of service accounts are signed and checked with, as PEM.
+fn signing_key() -> Result<(String, String)> {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING);
+    let pair = pair.map_err(|_unspecified| anyhow!("cannot make a key"))?;
+    let private = pair.to_pkcs8v1().map_err(|_unspecified| anyhow!("cannot write a key"))?;
+    let public: PublicKeyX509Der<'_> =
+        pair.public_key().as_der().map_err(|_unspecified| anyhow!("cannot write a key"))?;
+    Ok((pem("PRIVATE KEY", private.as_ref()), pem("PUBLIC KEY", public.as_ref())))
+}
+
+fn pem(kind: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.join("\n"))
 }

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 const SCRIPT: &str = r#"
 cat >/dev/null
 for group in "$1"/groups/*; do
-    if [ -e "$group" ]; then kill -KILL -- "-${group##*/}" 2>/dev/null; fi
+    if [ -e "$group" ]; then kill -KILL "-${group##*/}"; fi
 done
 sleep 0.2
 if [ ! -e "$1/keep" ]; then rm -rf -- "$1"; fi

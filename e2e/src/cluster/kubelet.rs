@@ -263,10 +263,8 @@ impl Shared {
             "metadata": { "name": pod.name_any(), "uid": pod.uid() },
             "target": { "apiVersion": "v1", "kind": "Node", "name": self.node },
         });
-        let bound: kube::Result<Value> = self
-            .pods()
-            .create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding)
-            .await;
+        let bound: kube::Result<Value> =
+            self.pods().create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await;
         if let Err(error) = bound {
             // It was bound or deleted in between; if not, the next event of it comes.
             eprintln!("{}: cannot bind {}: {error}", self.node, pod.name_any());
@@ -289,14 +287,7 @@ impl Shared {
             let process = Arc::new(Mutex::new(None));
             let address = self.take_address();
             let front = self.fronted.then(|| self.open_front(address)).flatten().map(Arc::new);
-            let work = pod::run(
-                Arc::clone(self),
-                pod.clone(),
-                address,
-                front.is_some(),
-                Arc::clone(&process),
-                receiver,
-            );
+            let work = pod::run(Arc::clone(self), pod.clone(), address, front.is_some(), Arc::clone(&process), receiver);
             let task = tokio::spawn(work).abort_handle();
             slots.insert(name.to_owned(), Slot { uid, address, fate, process, front, task });
         }
@@ -305,8 +296,7 @@ impl Shared {
             let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
             let grace = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
             slot.fate.send_if_modified(|fate| {
-                let shorter =
-                    !matches!(*fate, Fate::Terminate(before) if before <= grace) && *fate != Fate::Gone;
+                let shorter = !matches!(*fate, Fate::Terminate(before) if before <= grace) && *fate != Fate::Gone;
                 if shorter {
                     *fate = Fate::Terminate(grace);
                 }
@@ -382,11 +372,8 @@ async fn watch_pods(shared: Arc<Shared>) {
             }
             Ok(Event::InitDone) => {
                 let mut slots = shared.slots();
-                let gone: Vec<String> = slots
-                    .iter()
-                    .filter(|(_, slot)| !listed.contains(&slot.uid))
-                    .map(|(name, _)| name.clone())
-                    .collect();
+                let gone: Vec<String> =
+                    slots.iter().filter(|(_, slot)| !listed.contains(&slot.uid)).map(|(name, _)| name.clone()).collect();
                 for name in gone {
                     remove(&mut slots, &name);
                 }

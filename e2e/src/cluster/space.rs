@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::control_plane::{ControlPlane, tails};
 use super::guard::Guard;
 use super::runtime;
-use crate::interrupt;
+use crate::{interrupt, wait_for};
 
 /// The custom resources' definitions as they are shipped.
 const DEFINITIONS: [&str; 2] = ["crds/ledgerclusters.certeus.io.yaml", "crds/alertrules.certeus.io.yaml"];
@@ -70,6 +70,14 @@ impl Space {
             let kinds = ["crd/ledgerclusters.certeus.io", "crd/alertrules.certeus.io"];
             let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
             space.plane.kubectl(&[&wait[..], &kinds].concat())?;
+            wait_for("the definitions' documentation", Duration::from_secs(60), || {
+                let shown = space.plane.kubectl(&["get", "--raw", "/openapi/v3/apis/certeus.io/v1alpha1"]);
+                let served = space.plane.kubectl(&["get", "--raw", "/apis/certeus.io/v1alpha1"]);
+                let all = |text: &String| text.contains("LedgerCluster") && text.contains("AlertRule");
+                Ok(shown.is_ok_and(|text| all(&text)) && served.is_ok_and(|text| all(&text)))
+            })?;
+            // `kubectl` remembers for hours that there were no such kinds.
+            let _forgotten = std::fs::remove_dir_all(Guard::get()?.dir().join(".kube/cache"));
             *installed = true;
         }
         Ok(space)
@@ -234,12 +242,7 @@ impl Space {
         let mut text = String::new();
         let looks: [&[&str]; 3] = [
             &["get", "ledgerclusters,alertrules,statefulsets,pods,leases", "-o", "wide"],
-            &[
-                "get",
-                "ledgerclusters",
-                "-o",
-                "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}",
-            ],
+            &["get", "ledgerclusters", "-o", "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}"],
             &["get", "events", "--sort-by=.lastTimestamp"],
         ];
         for look in looks {

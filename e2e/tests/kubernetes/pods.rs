@@ -8,6 +8,7 @@ use certeus_e2e::cluster::space::Space;
 use certeus_e2e::http::{Client, Exchange, Request};
 use certeus_e2e::postgres::Postgres;
 use certeus_e2e::programs;
+use certeus_tlog::note::{Algorithm, SignerKey};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use serde_json::json;
@@ -46,6 +47,8 @@ spec:
           valueFrom: {secretKeyRef: {name: database, key: url}}
         - name: CERTEUS_API_KEY
           valueFrom: {secretKeyRef: {name: database, key: api}}
+        - name: CERTEUS_SIGNING_KEY
+          valueFrom: {secretKeyRef: {name: database, key: signing}}
         ports: [{name: api, containerPort: 8000}, {name: admin, containerPort: 9090}]
         readinessProbe: {httpGet: {path: /health/ready, port: admin}, periodSeconds: 1}
         livenessProbe: {httpGet: {path: /health/live, port: admin}, periodSeconds: 1, failureThreshold: 3}
@@ -99,7 +102,9 @@ fn a_plain_stateful_set_of_the_data_plane_lives_as_on_a_node() {
     // A pod that lacks its Secret says so and waits.
     let waits = |pod: Option<&Pod>| format!("{pod:?}").contains("there is no key url of Secret database");
     space.wait("a pod to miss its Secret", "ledger-0", SOON, waits).unwrap();
-    space.put_secret("database", &[("url", &url), ("api", API_KEY)]).unwrap();
+    let key = SignerKey::from_seed("certeus.example/kubelet", Algorithm::Ed25519, [3; 32]).unwrap();
+    let key = key.to_secret_text();
+    space.put_secret("database", &[("url", &url), ("api", API_KEY), ("signing", &key)]).unwrap();
     space.wait("both pods to be ready", "ledger", SOON, |set| ready(set) == 2).unwrap();
     let claim = |claim: Option<&PersistentVolumeClaim>| format!("{claim:?}").contains("Bound");
     space.wait("the claim to be bound", "spool-ledger-1", SOON, claim).unwrap();

@@ -45,9 +45,7 @@ impl Action {
     pub(super) async fn run(self, address: Ipv4Addr, launch: &Launch, limit: Duration) -> bool {
         let done = async {
             match self {
-                Self::Get { port, path } => {
-                    get(address, port, &path).await.is_ok_and(|status| (200..400).contains(&status))
-                }
+                Self::Get { port, path } => get(address, port, &path).await.is_ok_and(|status| (200..400).contains(&status)),
                 Self::Connect { port } => TcpStream::connect((address, port)).await.is_ok(),
                 Self::Run { words } => run(&launch.localise(&words, address), launch).await,
                 Self::Sleep(time) => {
@@ -74,9 +72,7 @@ fn port_of(container: &Container, port: &IntOrString) -> Option<u16> {
 /// The status of a GET.
 async fn get(address: Ipv4Addr, port: u16, path: &str) -> std::io::Result<u16> {
     let mut stream = TcpStream::connect((address, port)).await?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: kube-probe\r\nconnection: close\r\n\r\n"
-    );
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: kube-probe\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut reply = Vec::new();
     stream.take(64 << 10).read_to_end(&mut reply).await?;

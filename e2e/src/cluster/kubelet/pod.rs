@@ -41,8 +41,7 @@ pub(super) async fn run(
     fate: watch::Receiver<Fate>,
 ) {
     let uid = pod.uid().unwrap_or_default();
-    let dir =
-        shared.dir.join("pods").join(format!("{}-{}", pod.name_any(), uid.get(..8).unwrap_or_default()));
+    let dir = shared.dir.join("pods").join(format!("{}-{}", pod.name_any(), uid.get(..8).unwrap_or_default()));
     let Some(container) = pod.spec.as_ref().and_then(|spec| spec.containers.first()).cloned() else { return };
     let log = shared.dir.join(format!("pod-{}.log", pod.name_any()));
     let view = View::new(&pod, &container, address);
@@ -189,9 +188,7 @@ impl Life {
         let mut deadline = Instant::now() + grace;
         let hook = self.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
         let hook = hook.and_then(|hook| match &hook.sleep {
-            Some(sleep) => {
-                Some(Action::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))))
-            }
+            Some(sleep) => Some(Action::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0)))),
             None => Action::new(&self.container, hook.http_get.as_ref(), None, hook.exec.as_ref()),
         });
         let mut hook = hook.map(|hook| {
@@ -274,11 +271,8 @@ impl Life {
         }
         // Another pod of this name must not get it.
         let patch = json!({ "metadata": { "uid": self.pod.uid() }, "status": status });
-        let written = self
-            .shared
-            .pods()
-            .patch_status(&self.pod.name_any(), &PatchParams::default(), &Patch::Strategic(&patch))
-            .await;
+        let written =
+            self.shared.pods().patch_status(&self.pod.name_any(), &PatchParams::default(), &Patch::Strategic(&patch)).await;
         match written {
             Ok(_) => self.view.reported = Some(status),
             // It is gone; the watch will say so.
@@ -364,7 +358,9 @@ impl View {
     fn status(&self) -> Value {
         let (ready, since) = &self.ready;
         let truth = |so: bool| if so { "True" } else { "False" };
-        let condition = |kind: &str, so: bool, since: &str| json!({ "type": kind, "status": truth(so), "lastTransitionTime": since });
+        let condition = |kind: &str, so: bool, since: &str| {
+            json!({ "type": kind, "status": truth(so), "lastTransitionTime": since })
+        };
         json!({
             "phase": self.phase,
             "hostIP": "127.0.0.1",

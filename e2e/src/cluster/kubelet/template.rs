@@ -50,9 +50,7 @@ pub(super) async fn prepare(
     dir: &Path,
 ) -> Result<Launch, Waiting> {
     let spec = pod.spec.as_ref().ok_or_else(|| not_yet("no spec"))?;
-    let [container] = &spec.containers[..] else {
-        return Err(not_yet("only pods of one container can run here"));
-    };
+    let [container] = &spec.containers[..] else { return Err(not_yet("only pods of one container can run here")) };
     if spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
         return Err(not_yet("init containers cannot run here"));
     }
@@ -86,9 +84,7 @@ pub(super) async fn prepare(
             let first = words.next().unwrap_or_default();
             let name = first.rsplit('/').next().unwrap_or_default();
             let known = shared.programs.get(name).or(by_image).cloned();
-            known.ok_or_else(|| {
-                Waiting("ErrImagePull", format!("no program stands for '{first}' of {:?}", container.image))
-            })?
+            known.ok_or_else(|| Waiting("ErrImagePull", format!("no program stands for '{first}' of {:?}", container.image)))?
         }
     };
     let args = words.map(|word| localise(&word, address, &mounts)).collect();
@@ -122,8 +118,7 @@ impl Preparing<'_> {
             let capacity = spec.and_then(|spec| spec.resources.as_ref()?.requests.clone());
             let modes = spec.and_then(|spec| spec.access_modes.clone());
             let bound = json!({ "status": { "phase": "Bound", "capacity": capacity, "accessModes": modes } });
-            let patched =
-                claims.patch_status(&source.claim_name, &PatchParams::default(), &Patch::Merge(&bound)).await;
+            let patched = claims.patch_status(&source.claim_name, &PatchParams::default(), &Patch::Merge(&bound)).await;
             patched.map_err(|error| not_yet(error.to_string()))?;
         }
         // A claim that is made anew under the same name is an empty one.
@@ -155,10 +150,7 @@ impl Preparing<'_> {
             let data = found.into_iter().flat_map(|found| {
                 let text = found.data.unwrap_or_default().into_iter();
                 let text = text.map(|(key, text)| (key, localise(&text, self.address, mounts).into_bytes()));
-                text.chain(
-                    found.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)),
-                )
-                .collect::<Files>()
+                text.chain(found.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0))).collect::<Files>()
             });
             return chosen(data.collect(), map);
         }
