@@ -76,8 +76,7 @@ fn append(kubelet: &Kubelet, pod: &str, count: usize) -> usize {
     let body: String = (0..count).map(line).collect();
     let authorization = format!("Bearer {API_KEY}");
     let headers = [("content-type", "application/x-ndjson"), ("authorization", &authorization[..])];
-    let sent =
-        Request { method: "POST", path: "/v1/ledger/events", headers: &headers, body: body.as_bytes() };
+    let sent = Request { method: "POST", path: "/v1/ledger/events", headers: &headers, body: body.as_bytes() };
     match Client::new(Duration::from_secs(30)).send(kubelet.api_of(pod).unwrap(), &sent) {
         Exchange::Reply(reply) => {
             assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&reply.body));

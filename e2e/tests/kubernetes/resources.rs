@@ -17,9 +17,7 @@ fn cluster(name: &str, more: &str) -> String {
 fn shows(text: &str, parts: &[&str]) {
     let mut rest = text;
     for part in parts {
-        let Some((_, after)) = rest.split_once(part) else {
-            panic!("'{part}' is missing in its place in:\n{text}")
-        };
+        let Some((_, after)) = rest.split_once(part) else { panic!("'{part}' is missing in its place in:\n{text}") };
         rest = after;
     }
 }
@@ -28,19 +26,7 @@ fn shows(text: &str, parts: &[&str]) {
 fn explain_tells_every_field() {
     let space = Space::with_definitions("explain").unwrap();
     let text = space.kubectl(&["explain", "ledgercluster.spec"]).unwrap();
-    shows(
-        &text,
-        &[
-            "KIND:",
-            "LedgerCluster",
-            "VERSION:",
-            "v1alpha1",
-            "FIELDS:",
-            "autoscaling",
-            "database",
-            "-required-",
-        ],
-    );
+    shows(&text, &["KIND:", "LedgerCluster", "VERSION:", "v1alpha1", "FIELDS:", "autoscaling", "database", "-required-"]);
     let text = space.kubectl(&["explain", "lc.spec.autoscaling.cooldown"]).unwrap();
     shows(&text, &["cooldown <string>", "How long the load must stay low"]);
     let text = space.kubectl(&["explain", "alertrules.spec.groups.rules"]).unwrap();
@@ -64,10 +50,7 @@ fn get_shows_what_matters() {
     let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     assert_eq!(lines.next().unwrap(), ["NAME", "READY", "PODS", "DESIRED", "CPU", "QUEUE", "AGE"], "{text}");
     assert_eq!(lines.next().unwrap()[..4], ["trades", "False", "2", "3"], "{text}");
-    shows(
-        &space.kubectl(&["get", "ledgerclusters", "-o", "wide"]).unwrap(),
-        &["QUEUE", "LAST DECISION", "AGE"],
-    );
+    shows(&space.kubectl(&["get", "ledgerclusters", "-o", "wide"]).unwrap(), &["QUEUE", "LAST DECISION", "AGE"]);
     shows(&space.kubectl(&["get", "certeus"]).unwrap(), &["ledgercluster.certeus.io/trades"]);
 }
 
@@ -77,8 +60,7 @@ fn defaults_are_written_into_the_object() {
     space.apply(&cluster("plain", "")).unwrap();
     let found = space.get::<LedgerCluster>("plain").unwrap().unwrap();
     let (min, max) = (found.spec.autoscaling.min, found.spec.autoscaling.max);
-    let stored =
-        space.kubectl(&["get", "lc/plain", "-o", "jsonpath={.spec.autoscaling.min} {.spec.autoscaling.max}"]);
+    let stored = space.kubectl(&["get", "lc/plain", "-o", "jsonpath={.spec.autoscaling.min} {.spec.autoscaling.max}"]);
     assert_eq!(stored.unwrap(), format!("{min} {max}"));
     let unknown = space.apply(&cluster("typo", "  autoscalling: {min: 1}\n")).unwrap_err().to_string();
     shows(&unknown, &["strict decoding error", "unknown field \"spec.autoscalling\""]);

@@ -104,8 +104,7 @@ fn every_rule_of_a_ledger_cluster_refuses_and_accepts() {
     let band = "must satisfy scaleDownThreshold <= target <= scaleUpThreshold";
     let policy = json!([{ "type": "Pods", "value": 1, "periodSeconds": 60 }]);
     let key = json!({ "name": "keys", "key": "one" });
-    let fields =
-        |fields: &[&str]| json!({ "security": { "encryptedFields": fields, "encryptionKeySecretRef": key } });
+    let fields = |fields: &[&str]| json!({ "security": { "encryptedFields": fields, "encryptionKeySecretRef": key } });
     let cases = [
         case(
             "spec.autoscaling.behavior.scaleDown.policies",
@@ -237,9 +236,7 @@ fn every_rule_of_an_alert_rule_refuses_and_accepts() {
             "spec.groups[0].rules[0]",
             "for, keep_firing_for and annotations belong to alerting rules only",
             groups(json!({ "record": "down", "expr": "up == 0", "for": "1m" })),
-            groups(
-                json!({ "alert": "Down", "expr": "up == 0", "for": "1m", "annotations": { "summary": "s" } }),
-            ),
+            groups(json!({ "alert": "Down", "expr": "up == 0", "for": "1m", "annotations": { "summary": "s" } })),
         ),
         case(
             "spec.notify[0]",
