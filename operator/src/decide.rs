@@ -12,10 +12,12 @@ use certeus_autoscale::{
 use crate::validate::{Cluster, Millicores, Scaling};
 
 mod metrics;
+mod scrapes;
 mod status;
 
 pub use metrics::{MetricsSample, Reading, parse};
-pub use status::{Observed, status};
+pub use scrapes::Scrapes;
+pub use status::{Observed, last_decision, status};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);

@@ -207,13 +207,14 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            () = lifecycle.restart_asked() => break,
             () = &mut drain, if !drained => {
                 drained = true;
                 anyhow::ensure!(lifecycle.phase() == Phase::Drained, "the ledger stopped by itself");
             }
         }
     }
-    lifecycle.begin_drain();
+    lifecycle.end();
     if !drained {
         tokio::time::timeout(DRAIN_DEADLINE, drain)
             .await

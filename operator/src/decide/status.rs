@@ -60,7 +60,7 @@ pub fn status(cluster: &Cluster, observed: Observed<'_>) -> LedgerClusterStatus 
         desired_replicas: outcome.desired,
         selector: Some(selector_text(cluster)),
         triggers: outcome.decision.iter().flat_map(trigger_status).collect(),
-        last_decision: last_decision(outcome, before, now),
+        last_decision: latest_decision(outcome, before, now),
         draining: Vec::new(),
         image: None,
         database: None,
@@ -160,7 +160,7 @@ fn trigger_status(decision: &Decision) -> impl Iterator<Item = TriggerStatus> {
     })
 }
 
-fn last_decision(
+fn latest_decision(
     outcome: &Outcome,
     before: Option<&LedgerClusterStatus>,
     now: Timestamp,
@@ -170,18 +170,21 @@ fn last_decision(
     else {
         return before;
     };
-    // The step that set the count may be a limit; what happened is still growth or shrinking.
-    let reason = if decision.desired > decision.current { Reason::ScaleUp } else { Reason::ScaleDown };
     let repeated =
         before.as_ref().is_some_and(|old| (old.from, old.to) == (decision.current, decision.desired));
-    if repeated {
-        return before;
-    }
-    Some(LastDecision {
-        time: Time(now),
+    if repeated { before } else { Some(last_decision(decision, now)) }
+}
+
+/// A decision that changed the number of pods at `time`, as status.
+#[must_use]
+pub fn last_decision(decision: &Decision, time: Timestamp) -> LastDecision {
+    // The step that set the count may be a limit; what happened is still growth or shrinking.
+    let reason = if decision.desired > decision.current { Reason::ScaleUp } else { Reason::ScaleDown };
+    LastDecision {
+        time: Time(time),
         from: decision.current,
         to: decision.desired,
         reason: reason.as_str().to_owned(),
         message: decision.to_string(),
-    })
+    }
 }

@@ -23,7 +23,7 @@ use super::error::Error;
 use super::owned::OwnedKey;
 use super::pod_http::PodHttp;
 use super::pods::{ObjectKey, PodDirectory, PodSeen};
-use super::scaling::{Advice, Scaler};
+use super::scaling::Scaler;
 use super::telemetry::Metrics;
 use super::world::Snapshot;
 
@@ -111,11 +111,11 @@ async fn run(
     let scaler = record
         .scaler
         .get_or_insert_with(|| Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake));
-    scaler.observe(Arc::clone(&cluster), replicas, pods.clone());
+    scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some());
     let advice = scaler.advice();
 
     let inputs = Inputs {
-        replicas: wanted(&snapshot, &advice, replicas),
+        replicas: advice.replicas,
         // While a Secret is away, pods that have it keep running.
         secrets_hash: match &secrets {
             Some(secrets) => secrets.hash.clone(),
@@ -146,14 +146,6 @@ async fn run(
     let seen = status::Seen { cluster: &cluster, pods: &pods, advice: &advice, workload, done: &done };
     let report = status::Report::new(&snapshot, &seen, outcome.as_ref().err());
     finish(context, key, record, &snapshot, report, outcome).await
-}
-
-/// The number of pods to write. Of two autoscalers each would undo what the other did, so ours steps back.
-fn wanted(snapshot: &Snapshot, advice: &Advice, present: Option<u32>) -> u32 {
-    match (&snapshot.autoscaler, present) {
-        (Some(_), Some(present)) => present,
-        (None, _) | (Some(_), None) => advice.replicas,
-    }
 }
 
 fn count_scale(metrics: &Metrics, before: u32, after: u32) {

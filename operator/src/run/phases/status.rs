@@ -88,8 +88,12 @@ impl Report {
         });
         let draining = advice.draining.iter();
         status.draining = draining
-            .map(|drain| DrainingPod { name: drain.pod.clone(), message: Some(drain.message.clone()) })
+            .map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() })
             .collect();
+        // The decision shown may be a later one already.
+        if let Some(change) = &advice.last_change {
+            status.last_decision = Some(decide::last_decision(&change.decision, clock::timestamp(change.at)));
+        }
         report.explain(cluster, snapshot, done, error);
         report
     }

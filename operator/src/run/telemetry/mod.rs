@@ -15,6 +15,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use super::scaling::ScalingMetrics;
+
 /// Reconciles of an unchanged world take well under a millisecond; a first one writes a dozen objects.
 const RECONCILE_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
@@ -51,6 +53,7 @@ pub(crate) struct Metrics {
     pub(crate) scale_writes: IntCounterVec,
     /// Kubernetes Events that could not be published.
     pub(crate) events_lost: prometheus::IntCounter,
+    pub(crate) scaling: ScalingMetrics,
 }
 
 impl Metrics {
@@ -115,6 +118,7 @@ impl Metrics {
                     "Kubernetes Events that could not be published.",
                 )?,
             )?,
+            scaling: ScalingMetrics::new(&registry)?,
             registry,
         })
     }
