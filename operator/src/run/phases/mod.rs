@@ -8,6 +8,8 @@ mod apply;
 mod compare;
 mod dereference;
 mod events;
+#[cfg(test)]
+mod fake_api;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -189,3 +191,6 @@ async fn finish(
     let written = status::write(context, key, &mut record.written, snapshot, report).await;
     outcome.and(written)
 }
+
+#[cfg(test)]
+mod tests;
