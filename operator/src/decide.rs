@@ -13,11 +13,13 @@ use crate::validate::{Cluster, Millicores, Scaling};
 
 mod conditions;
 mod metrics;
+mod scrapes;
 mod status;
 mod words;
 
 pub use metrics::{MetricsSample, Reading, parse};
-pub use status::{Observed, Surroundings, invalid, status};
+pub use scrapes::Scrapes;
+pub use status::{Observed, Surroundings, invalid, last_decision, status};
 pub use words::{ConditionReason, ConditionType, Problem, ProblemReason};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.

@@ -168,7 +168,7 @@ fn public_routes() -> Router<App> {
 pub(crate) fn admin_router(app: App, key: auth::ApiKey) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(admin::metrics))
-        .route("/admin/drain", post(admin::drain).get(admin::drain_state))
+        .route("/admin/drain", post(admin::drain).get(admin::drain_state).delete(admin::cancel_drain))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(key, require_key));

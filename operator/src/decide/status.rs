@@ -3,7 +3,7 @@
 
 use certeus_autoscale::{Decision, Reason};
 use certeus_crds::{
-    DrainingPod, FieldError, LastDecision, LedgerCluster, LedgerClusterStatus, TriggerStatus,
+    DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -76,7 +76,7 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
         desired_replicas: desired,
         selector: Some(selector_text(cluster)),
         triggers: decision.map(|decision| triggers(decision, before)).unwrap_or_default(),
-        last_decision: last_decision(decision, before, now),
+        last_decision: latest_decision(decision, before, now),
         draining,
         image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
         database: Some(match &cluster.database {
@@ -91,9 +91,12 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
 /// The status of a cluster whose spec cannot be carried out: `errors` say why. What ran before goes on, and so does what is
 /// said of it.
 #[must_use]
-pub fn invalid(object: &LedgerCluster, errors: &[FieldError], now: Timestamp) -> LedgerClusterStatus {
-    let generation = object.metadata.generation;
-    let before = object.status.as_ref();
+pub fn invalid(
+    generation: Option<i64>,
+    before: Option<&LedgerClusterStatus>,
+    errors: &[FieldError],
+    now: Timestamp,
+) -> LedgerClusterStatus {
     let mut status = before.cloned().unwrap_or_default();
     status.observed_generation = generation;
     let accepted = conditions::accepted(Err(errors)).at(generation, before, now);
@@ -153,7 +156,7 @@ fn triggers(decision: &Decision, before: Option<&LedgerClusterStatus>) -> Vec<Tr
     latest.map(shown).collect()
 }
 
-fn last_decision(
+fn latest_decision(
     decision: Option<&Decision>,
     before: Option<&LedgerClusterStatus>,
     now: Timestamp,
@@ -162,18 +165,21 @@ fn last_decision(
     let Some(decision) = decision.filter(|decision| decision.desired != decision.current) else {
         return before;
     };
-    // The step that set the count may be a limit; what happened is still growth or shrinking.
-    let reason = if decision.desired > decision.current { Reason::ScaleUp } else { Reason::ScaleDown };
     let repeated =
         before.as_ref().is_some_and(|old| (old.from, old.to) == (decision.current, decision.desired));
-    if repeated {
-        return before;
-    }
-    Some(LastDecision {
-        time: Time(now),
+    if repeated { before } else { Some(last_decision(decision, now)) }
+}
+
+/// A decision that changed the number of pods at `time`, as status.
+#[must_use]
+pub fn last_decision(decision: &Decision, time: Timestamp) -> LastDecision {
+    // The step that set the count may be a limit; what happened is still growth or shrinking.
+    let reason = if decision.desired > decision.current { Reason::ScaleUp } else { Reason::ScaleDown };
+    LastDecision {
+        time: Time(time),
         from: decision.current,
         to: decision.desired,
         reason: reason.as_str().to_owned(),
         message: decision.to_string(),
-    })
+    }
 }

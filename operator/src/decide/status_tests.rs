@@ -231,30 +231,18 @@ fn a_problem_degrades_and_blocks_until_it_is_gone() {
 #[test]
 fn an_invalid_spec_is_told_and_what_runs_is_still_described() {
     let errors = [FieldError::new("spec.a", "is wrong"), FieldError::new("spec.b", "is, too")];
-    let mut object = LedgerCluster::new(
-        "demo",
-        LedgerCluster::read(serde_json::json!({
-            "apiVersion": "certeus.io/v1alpha1", "kind": "LedgerCluster", "metadata": { "name": "demo" },
-            "spec": { "database": { "embedded": true } },
-        }))
-        .unwrap()
-        .spec,
-    );
-    object.metadata.generation = Some(7);
-    let never_valid = invalid(&object, &errors, at(1));
+    let never_valid = invalid(Some(7), None, &errors, at(1));
     assert_eq!(conditions(&never_valid), ["Ready=False Invalid", "Accepted=False Invalid"]);
     assert_eq!(never_valid.observed_generation, Some(7));
 
     let running = status_of(&scaled(), 1, &[calm("demo-0")], None, 60);
-    object.status = Some(running.clone());
-    let broken = invalid(&object, &errors, at(90));
+    let broken = invalid(Some(7), Some(&running), &errors, at(90));
     assert_eq!(
         condition(&broken, ConditionType::Accepted),
         "False Invalid: spec.a: is wrong; spec.b: is, too"
     );
     assert_eq!((broken.replicas, &broken.conditions[0]), (1, &running.conditions[0]));
-    object.status = Some(broken.clone());
-    assert_eq!(invalid(&object, &errors, at(120)), broken, "no write");
+    assert_eq!(invalid(Some(7), Some(&broken), &errors, at(120)), broken, "no write");
     let repaired = status_of(&scaled(), 1, &[calm("demo-0")], Some(&broken), 150);
     assert_eq!(condition(&repaired, ConditionType::Accepted), "True Valid: ");
 }

@@ -153,10 +153,14 @@ words! {
         Forbidden,
         /// The API server refuses an object.
         ApplyRefused,
+        /// An object cannot be changed into what the spec asks for, only made anew.
+        ImmutableField,
         /// The API server does not answer.
         ApiUnavailable,
         /// A pod that is to go cannot finish what it has accepted.
         DrainStuck,
+        /// The operator itself failed.
+        OperatorBug,
     }
 }
 

@@ -29,6 +29,7 @@ struct State {
     writes: Vec<String>,
     reads: usize,
     failures: Vec<Failure>,
+    keep_lists: bool,
 }
 
 impl FakeApi {
@@ -60,6 +61,11 @@ impl FakeApi {
     /// Requests of this method whose path contains the text get this status.
     pub(super) fn fail(&self, failures: Vec<Failure>) {
         self.state.lock().unwrap().failures = failures;
+    }
+
+    /// From now on an apply leaves lists as they are, as if each entry were somebody else's.
+    pub(super) fn keep_lists(&self) {
+        self.state.lock().unwrap().keep_lists = true;
     }
 
     /// Changes an object as somebody else would.
@@ -99,7 +105,10 @@ impl FakeApi {
 
 impl State {
     fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> (u16, Value) {
-        let status = |code: u16, message: &str| (code, json!({ "code": code, "message": message, "status": "Failure" }));
+        let status = |code: u16, message: &str| {
+            let reason = if code == 404 { "NotFound" } else { "" };
+            (code, json!({ "code": code, "message": message, "reason": reason, "status": "Failure" }))
+        };
         if *method == Method::GET {
             self.reads += 1;
         } else {
@@ -123,10 +132,11 @@ impl State {
             Method::PATCH => {
                 let mut object = self.objects.get(path).cloned().unwrap_or_else(|| json!({}));
                 let before = object.clone();
-                merge(&mut object, &value);
+                merge(&mut object, &value, self.keep_lists);
                 // An apply that changes nothing is not stored.
                 if object == before { (200, before) } else { (200, self.store(path, object)) }
             }
+            Method::PUT => (200, self.store(path, value)),
             Method::DELETE => match self.objects.remove(path) {
                 Some(object) => (200, object),
                 None => status(404, "not found"),
@@ -152,11 +162,12 @@ impl State {
     }
 }
 
-fn merge(into: &mut Value, from: &Value) {
+fn merge(into: &mut Value, from: &Value, keep_lists: bool) {
     match (into, from) {
+        (Value::Array(_), Value::Array(_)) if keep_lists => {}
         (Value::Object(into), Value::Object(from)) => {
             for (name, value) in from {
-                merge(into.entry(name).or_insert(Value::Null), value);
+                merge(into.entry(name).or_insert(Value::Null), value, keep_lists);
             }
         }
         (into, from) => into.clone_from(from),

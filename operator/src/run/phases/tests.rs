@@ -154,12 +154,29 @@ async fn what_others_change_or_delete_is_put_right_and_counted() {
     assert_eq!(world.api.writes(), ["PATCH configmaps/demo-config"]);
     // While no operator was there.
     world.record = Record::default();
-    world.api.edit(WORKLOAD, |workload| workload["spec"]["replicas"] = json!(7));
+    let grace = |world: &World| {
+        world.api.get(WORKLOAD).unwrap()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].clone()
+    };
+    let before = grace(&world);
+    world.api.edit(WORKLOAD, |set| set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0));
     world.reconcile().await.unwrap();
-    assert!(world.api.writes().contains(&"PATCH statefulsets/demo".to_owned()));
-    assert_eq!(world.api.get(WORKLOAD).unwrap()["spec"]["replicas"], 3);
+    assert_eq!(world.api.writes(), ["PATCH statefulsets/demo"]);
+    assert_eq!(grace(&world), before);
     let repairs = ["Service", "ConfigMap", "StatefulSet"].map(|kind| world.repairs(kind));
     assert_eq!(repairs, [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn what_others_add_to_a_list_is_replaced() {
+    let mut world = settled().await;
+    // An entry under another key, which an apply leaves alone.
+    world.api.keep_lists();
+    world.api.edit(SERVICE, |service| service["spec"]["ports"].as_array_mut().unwrap().push(json!({ "port": 1 })));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH services/demo-pods", "PUT services/demo-pods"]);
+    assert_eq!(world.api.get(SERVICE).unwrap()["spec"]["ports"].as_array().unwrap().len(), 2);
+    world.reconcile().await.unwrap();
+    assert_eq!((world.api.writes(), world.repairs("Service")), (Vec::<String>::new(), 1));
 }
 
 #[tokio::test]
@@ -174,15 +191,18 @@ async fn what_others_add_is_theirs() {
 #[tokio::test]
 async fn an_edit_writes_what_it_changes_and_is_no_repair() {
     let mut world = settled().await;
-    world.edit_spec(|spec| spec["replicas"] = json!(1));
+    world.edit_spec(|spec| spec["monitoring"] = json!({ "dashboard": true }));
     world.reconcile().await.unwrap();
-    let writes = world.api.writes();
-    assert!(writes.contains(&"PATCH statefulsets/demo".to_owned()), "{writes:?}");
-    let orphan = writes.iter().position(|write| write.starts_with("DELETE poddisruptionbudgets/"));
-    let workload = writes.iter().position(|write| write == "PATCH statefulsets/demo");
-    assert!(orphan.unwrap() < workload.unwrap(), "{writes:?}");
-    assert_eq!(world.repairs("StatefulSet"), 0);
-    assert_eq!(world.context.metrics.orphans_removed.with_label_values(&["PodDisruptionBudget"]).get(), 1);
+    assert_eq!(world.api.writes(), ["PATCH configmaps/demo-dashboard", "PATCH demo/status"]);
+    world.edit_spec(|spec| {
+        spec["monitoring"] = json!({ "dashboard": false });
+        spec["resources"] = json!({ "requests": { "cpu": "2" } });
+    });
+    world.reconcile().await.unwrap();
+    let expected = ["DELETE configmaps/demo-dashboard", "PATCH statefulsets/demo", "PATCH demo/status"];
+    assert_eq!(world.api.writes(), expected, "the workload after what is removed");
+    assert_eq!(world.repairs("StatefulSet") + world.repairs("ConfigMap"), 0);
+    assert_eq!(world.context.metrics.orphans_removed.with_label_values(&["ConfigMap"]).get(), 1);
 }
 
 #[tokio::test]
@@ -219,9 +239,9 @@ async fn without_its_secret_a_new_cluster_waits_and_a_running_one_goes_on() {
     let error = world.reconcile().await.unwrap_err();
     assert_eq!((error.class(), error.reason()), (Class::Missing, "SecretMissing"));
     assert!(world.api.get(WORKLOAD).is_none());
-    let ready = world.condition("Ready");
-    assert_eq!((ready.0.as_str(), ready.1.as_str()), ("False", "SecretMissing"));
-    assert!(ready.2.contains("db"), "{ready:?}");
+    let degraded = world.condition("Degraded");
+    assert_eq!((degraded.0.as_str(), degraded.1.as_str()), ("True", "SecretMissing"));
+    assert!(degraded.2.contains("db"), "{degraded:?}");
 
     let mut world = settled().await;
     world.api.remove("/api/v1/namespaces/ns/secrets/db");
@@ -283,8 +303,8 @@ async fn a_paused_cluster_is_not_touched_and_a_dry_run_says_what_it_would_do() {
     });
     world.reconcile().await.unwrap();
     assert_eq!(world.api.writes(), ["PATCH demo/status"]);
-    let (_, reason, message) = world.condition("Progressing");
-    assert_eq!(reason, "DryRun");
+    let (_, reason, message) = world.condition("DryRun");
+    assert_eq!(reason, "WouldChange");
     assert!(message.contains("change StatefulSet demo"), "{message}");
 
     world.edit_spec(|spec| spec["dryRun"] = json!(false));
@@ -299,7 +319,7 @@ async fn an_object_that_cannot_be_carried_out_says_why_and_waits_for_its_user() 
     let error = world.reconcile().await.unwrap_err();
     assert_eq!((error.class(), error.class().retry(1, 0.5)), (Class::Invalid, None));
     let (status, reason, message) = world.condition("Accepted");
-    assert_eq!((status.as_str(), reason.as_str()), ("False", "InvalidSpec"));
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "Invalid"));
     assert!(message.contains("spec.database"), "{message}");
     assert_eq!(world.condition("Ready").1, "PodsNotReady", "what runs is still told");
     world.api.writes();
