@@ -2,6 +2,7 @@
 
 mod cli;
 mod local;
+mod run;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

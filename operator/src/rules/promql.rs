@@ -60,7 +60,7 @@ mod tests {
             "vector(1)",
             "sum by (job) (rate(http_requests_total{code=~\"5..\"}[5m])) / ignoring(code) group_left sum by (job) (rate(http_requests_total[5m])) > 0.05",
             "histogram_quantile(0.99, sum(rate(latency_seconds_bucket[5m])) by (le)) > 0.1 and on() up == 1",
-            "max_over_time(rate(x_total[1m])[1h:30s]) offset 5m",
+            "max_over_time(rate(x_total[1m] offset 5m)[1h:30s])",
             "certeus_ledger_queue_events / certeus_ledger_queue_events_max > 0.8",
             "absent(up{job=\"x\"}) or (x unless y)",
             "foo @ end()",

@@ -274,7 +274,8 @@ impl<'a> Checker<'a> {
 
     /// The end of an action.
     fn close(&mut self, opened_at: usize) -> Checked {
-        let spaced = self.skip_space();
+        self.skip_space();
+        let spaced = self.text[..self.at].ends_with([' ', '\t', '\r', '\n']);
         if self.skip("}}") || spaced && self.skip("-}}") {
             return Ok(());
         }

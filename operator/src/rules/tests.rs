@@ -16,7 +16,7 @@ fn object(changes: &[(&str, Value)]) -> AlertRule {
         "spec": {
             "clusterRef": { "name": "demo" },
             "groups": [{ "name": "g", "interval": "15s", "rules": [
-                { "record": "job:up:sum", "expr": "sum by (job) (up)", "labels": { "team": "{{ not a template" } },
+                { "record": "job:up:sum", "expr": "sum by (job) (up)", "labels": { "team": "no template: }}" } },
                 { "alert": "Down", "expr": "up == 0", "for": "1m", "keep_firing_for": "5m",
                     "labels": { "severity": "page" }, "annotations": { "summary": "{{ $labels.instance }} is down" } }
             ] }],
@@ -93,6 +93,12 @@ fn every_mistake_is_named_with_group_rule_and_field() {
     let group = serde_json::to_value(&object(&[]).spec.groups[0]).unwrap();
     let errors = validate(&object(&[("/spec/groups", json!([group, group]))])).unwrap_err();
     assert!(errors[0].to_string().starts_with("spec.groups"), "{errors:?}");
+}
+
+#[test]
+fn only_alerts_have_templates() {
+    let labels = json!({ "team": "{{ as it is" });
+    validate(&object(&[("/spec/groups/0/rules/0/labels", labels)])).unwrap();
 }
 
 #[test]
