@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Affinity, ResourceRequirements, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::CustomResource;
 use kube::core::Rule;
@@ -11,8 +11,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::autoscaling::{Autoscaling, BAND, FALLBACK_RANGE, MIN_MAX, NO_POLICY, NO_TRIGGER};
+use crate::sections::{self, BATCH_QUEUE, EVENTS_ARCHIVE, ONE_DATABASE};
 use crate::status::LedgerClusterStatus;
-use crate::{ByteSize, Duration, FieldError, schema};
+use crate::{
+    ByteSize, Database, Duration, FieldError, LedgerSettings, Log, Monitoring, Network, Proofs, Retention,
+    Scheduling, Security, Spool, schema,
+};
 
 /// A verifiable event ledger on PostgreSQL and the pods that serve it, scaled with load.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,11 +36,13 @@ use crate::{ByteSize, Duration, FieldError, schema};
         label_selector_path = ".status.selector"
     ),
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
     printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.readyReplicas"}"#,
     printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.desiredReplicas"}"#,
     printcolumn = r#"{"name":"CPU","type":"number","jsonPath":".status.triggers[?(@.name==\"cpu\")].value"}"#,
     printcolumn = r#"{"name":"Queue","type":"number","jsonPath":".status.triggers[?(@.name==\"queueDepth\")].value"}"#,
     printcolumn = r#"{"name":"Last decision","type":"string","jsonPath":".status.lastDecision.message", "priority": 1}"#,
+    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".status.image", "priority": 1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -50,7 +56,8 @@ pub struct LedgerClusterSpec {
     #[serde(default = "default_image")]
     #[schemars(length(min = 1, max = 512))]
     pub image: String,
-    /// Version of the data plane, used as the image's tag. Default: the version of the operator.
+    /// Version of the data plane, used as the image's tag. Default: the version of the operator that makes the pods. It
+    /// stays as it is when the operator is upgraded, until a version is named here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub version: Option<String>,
@@ -74,18 +81,37 @@ pub struct LedgerClusterSpec {
     /// Volume of each pod that holds accepted events while the database is away. Cannot be changed later.
     #[serde(default)]
     pub spool: Spool,
-    /// The built-in metrics store.
+    /// The signed log over all events.
+    #[serde(default)]
+    pub log: Log,
+    /// What becomes of old events.
+    #[serde(default)]
+    pub retention: Retention,
+    /// How proof bundles are made and published.
+    #[serde(default)]
+    pub proofs: Proofs,
+    /// How the ledger is watched.
     #[serde(default)]
     pub monitoring: Monitoring,
     /// Keys, by reference to Secrets in the same namespace. Key material is never written here.
     #[serde(default)]
     pub security: Security,
+    /// Who may reach the pods.
+    #[serde(default)]
+    pub network: Network,
     /// Where pods may run.
     #[serde(default)]
     pub scheduling: Scheduling,
-    /// Leave everything as it is: no change, no scaling, only status. Default: false.
+    /// Leave everything as it is: no change, no scaling, only status. Goes before all else here. Default: false.
     #[serde(default)]
     pub paused: bool,
+    /// Run no pod, and no embedded database. Volumes, Services and keys stay, so that setting it back continues where this
+    /// ended. Default: false.
+    #[serde(default)]
+    pub stopped: bool,
+    /// Decide and explain in the status what would be done, and do nothing of it. Default: false.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 const FIXED_REPLICAS: &str =
@@ -109,218 +135,8 @@ fn default_resources() -> ResourceRequirements {
     }
 }
 
-/// How events are gathered and committed. More of everything costs memory in each pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("self.batchSize <= self.queueEvents", BATCH_QUEUE).field_path(".batchSize"),
-]))]
-pub struct LedgerSettings {
-    /// Most events in one database transaction. Default: 10000.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub batch_size: u32,
-    /// Longest wait for a batch to fill while a writer is busy; an idle writer never waits. At most 5s. Default: 100ms.
-    pub batch_timeout: Duration,
-    /// Most events accepted but not yet committed, per pod. Beyond it callers are asked to come back. Default: 100000.
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub queue_events: u32,
-    /// Most bytes accepted but not yet committed, per pod. From 1Mi to 16Gi. Default: 64Mi.
-    pub queue_bytes: ByteSize,
-    /// Database connections per pod that commit batches at the same time. Default: 2.
-    #[schemars(range(min = 1, max = 64))]
-    pub writers: u32,
-}
-
-const BATCH_QUEUE: &str = "batchSize must not be larger than queueEvents";
-
-impl Default for LedgerSettings {
-    fn default() -> Self {
-        Self {
-            batch_size: 10_000,
-            batch_timeout: Duration::from_millis(100),
-            queue_events: 100_000,
-            queue_bytes: ByteSize::from_mib(64),
-            writers: 2,
-        }
-    }
-}
-
-/// The PostgreSQL database that holds the ledger. Exactly one of `secretRef` and `embedded: true`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("has(self.secretRef) != self.embedded", ONE_DATABASE).field_path(".secretRef"),
-]))]
-pub struct Database {
-    /// Key of a Secret that holds the connection URL, such as `postgres://user:password@host/database`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_ref: Option<SecretKeyRef>,
-    /// Use a private PostgreSQL that is started with the cluster. For trying things out. Default: false.
-    #[serde(default)]
-    pub embedded: bool,
-    /// Most connections that all pods together may open. Each pod gets an equal share of it, computed for the largest
-    /// number of pods, and needs two more than `ledger.writers`. Default: 80.
-    #[serde(default = "default_connection_budget")]
-    #[schemars(range(min = 3, max = 100_000))]
-    pub connection_budget: u32,
-}
-
-const ONE_DATABASE: &str = "exactly one of secretRef and embedded: true must be given";
-
-/// What 20 pods need with 2 writers each, and within the 100 connections a PostgreSQL server allows by default.
-fn default_connection_budget() -> u32 {
-    80
-}
-
-/// One key of a Secret in the same namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretKeyRef {
-    /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Key within the Secret.
-    #[schemars(length(min = 1, max = 253))]
-    pub key: String,
-}
-
-/// Volume of each pod that holds accepted events while the database is away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [rule("self == oldSelf", SPOOL_FIXED)]))]
-pub struct Spool {
-    /// Size of the volume. Default: 1Gi.
-    pub size: ByteSize,
-    /// Storage class of the volume. Default: that of the Kubernetes cluster.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub storage_class_name: Option<String>,
-}
-
-const SPOOL_FIXED: &str = "the spool volume cannot be changed once the cluster exists";
-
-impl Default for Spool {
-    fn default() -> Self {
-        Self { size: ByteSize::from_mib(1024), storage_class_name: None }
-    }
-}
-
-/// The built-in metrics store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Monitoring {
-    /// How long samples are kept. At least 1h. Default: 90d.
-    pub retention: Duration,
-}
-
-impl Default for Monitoring {
-    fn default() -> Self {
-        Self { retention: Duration::from_secs(90 * 86_400) }
-    }
-}
-
-/// Keys, by reference to Secrets in the same namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("!has(self.decryptApiKeySecretRef) || has(self.apiKeySecretRef)", DECRYPT_NEEDS_KEY)
-        .field_path(".decryptApiKeySecretRef"),
-    rule("has(self.encryptedFields) == has(self.encryptionKeySecretRef)", FIELDS_AND_KEY)
-        .field_path(".encryptedFields"),
-    rule(
-        "!has(self.encryptedFields) || !self.encryptedFields.exists(f, f.matches('^/(type|timestamp|case_id)(/|$)'))",
-        PLAIN_FIELDS,
-    )
-    .field_path(".encryptedFields"),
-    rule(
-        "!has(self.encryptedFields) || \
-         self.encryptedFields.all(f, self.encryptedFields.exists_one(g, (f + '/').startsWith(g + '/')))",
-        COVERED_FIELDS,
-    )
-    .field_path(".encryptedFields"),
-]))]
-pub struct Security {
-    /// The API key that every request must carry. Without it pods listen on the loopback address alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub api_key_secret_ref: Option<SecretKeyRef>,
-    /// A second API key. Requests that carry it may do everything that the first one allows, and read encrypted fields
-    /// decrypted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub decrypt_api_key_secret_ref: Option<SecretKeyRef>,
-    /// The keys for field-level encryption: each 32 bytes in base64, separated by commas or lines. The first one encrypts,
-    /// all of them decrypt. Needs `encryptedFields`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub encryption_key_secret_ref: Option<SecretKeyRef>,
-    /// Members of events whose values are stored encrypted, as JSON pointers such as `/card/number`; in place of an array's
-    /// elements the array. An empty list encrypts nothing and still decrypts what is stored. Needs
-    /// `encryptionKeySecretRef`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(max = 64),
-        inner(length(min = 1, max = 256), regex(pattern = r"^(/([^~/]|~[01])*){1,16}$"))
-    )]
-    pub encrypted_fields: Option<Vec<String>>,
-    /// The Ed25519 private key that signs checkpoints.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signing_key_secret_ref: Option<SecretKeyRef>,
-}
-
-const DECRYPT_NEEDS_KEY: &str =
-    "decryptApiKeySecretRef needs apiKeySecretRef: without it every caller may read what is decrypted";
-const FIELDS_AND_KEY: &str = "encryptedFields and encryptionKeySecretRef need each other; an empty list of fields encrypts nothing and \
-     still decrypts what is stored";
-const PLAIN_FIELDS: &str = "type, timestamp and case_id cannot be encrypted: the ledger finds events by them";
-const COVERED_FIELDS: &str = "a field is listed that another one contains or repeats; leave it out";
-
-/// Where pods may run. All of it is copied into the pods as it stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Scheduling {
-    /// Affinity of the pods to nodes and to each other.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub affinity: Option<Affinity>,
-    /// Taints the pods tolerate.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tolerations: Vec<Toleration>,
-    /// How pods spread over zones and nodes. A constraint without a label selector gets the one of the cluster's pods.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
-}
-
 pub(crate) fn rule(expression: &str, message: &str) -> Rule {
     Rule::new(expression).message(message)
-}
-
-/// What the pattern of `encryptedFields` says (RFC 6901; the pod takes 16 segments).
-fn is_member_pointer(text: &str) -> bool {
-    let escapes_end = |segment: &str| segment.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    text.strip_prefix('/')
-        .is_some_and(|path| path.split('/').count() <= 16 && path.split('/').all(escapes_end))
-}
-
-impl Security {
-    fn check_relations(&self, refuse: &mut impl FnMut(bool, &str, &str)) {
-        let without_key = self.decrypt_api_key_secret_ref.is_some() && self.api_key_secret_ref.is_none();
-        refuse(without_key, "spec.security.decryptApiKeySecretRef", DECRYPT_NEEDS_KEY);
-        let fields_path = "spec.security.encryptedFields";
-        let one_alone = self.encrypted_fields.is_some() != self.encryption_key_secret_ref.is_some();
-        refuse(one_alone, fields_path, FIELDS_AND_KEY);
-        let pointers = self.encrypted_fields.iter().flatten().enumerate();
-        for (index, pointer) in pointers.filter(|(_, pointer)| !is_member_pointer(pointer)) {
-            let problem =
-                format!("must be a JSON pointer to a member, such as /card/number, not {pointer:?}");
-            refuse(true, &schema::element_path(fields_path, index), &problem);
-        }
-        let fields: Vec<String> =
-            self.encrypted_fields.iter().flatten().map(|field| format!("{field}/")).collect();
-        let plain = |field: &String| {
-            ["/type/", "/timestamp/", "/case_id/"].iter().any(|reserved| field.starts_with(reserved))
-        };
-        refuse(fields.iter().any(plain), fields_path, PLAIN_FIELDS);
-        // Each field is within itself, and must be within no other.
-        let covered = |field: &String| fields.iter().filter(|other| field.starts_with(*other)).count() > 1;
-        refuse(fields.iter().any(covered), fields_path, COVERED_FIELDS);
-    }
 }
 
 impl LedgerCluster {
@@ -403,5 +219,33 @@ impl LedgerClusterSpec {
         refuse(self.spool.size < ByteSize::from_mib(1), "spec.spool.size", "must be at least 1Mi");
         let retention_min = Duration::from_secs(3600);
         refuse(self.monitoring.retention < retention_min, "spec.monitoring.retention", "must be at least 1h");
+        self.check_log(&mut refuse);
+    }
+
+    fn check_log(&self, refuse: &mut impl FnMut(bool, &str, &str)) {
+        let interval = Duration::from_millis(100)..=Duration::from_secs(60);
+        let outside = !interval.contains(&self.log.checkpoint_interval);
+        refuse(outside, "spec.log.checkpointInterval", "must be from 100ms to 1m");
+        let malformed = |text: &Option<String>, is_valid: fn(&str) -> bool| {
+            text.as_ref().is_some_and(|text| !is_valid(text))
+        };
+        let object = "must be an object such as s3://bucket/ledger/anchor";
+        refuse(malformed(&self.log.anchor, sections::is_anchor), "spec.log.anchor", object);
+        let bucket = "must be a bucket, and a prefix if need be, such as s3://bucket/ledger";
+        refuse(malformed(&self.retention.archive, sections::is_archive), "spec.retention.archive", bucket);
+        let unarchived = self.retention.events.is_some() && self.retention.archive.is_none();
+        refuse(unarchived, "spec.retention.archive", EVENTS_ARCHIVE);
+        // As the pod reads it.
+        let in_days = |events: Duration| {
+            let (days, rest) = (events.as_millis() / DAY_MILLIS, events.as_millis() % DAY_MILLIS);
+            rest == 0 && (1..=36_500).contains(&days)
+        };
+        let not_days = self.retention.events.is_some_and(|events| !in_days(events));
+        refuse(not_days, "spec.retention.events", "must be whole days, from 1d to 36500d");
+        let address = "must be an address such as https://proofs.example.com, without query and fragment";
+        let base_url = &self.proofs.public_base_url;
+        refuse(malformed(base_url, sections::is_base_url), "spec.proofs.publicBaseUrl", address);
     }
 }
+
+const DAY_MILLIS: u64 = 86_400_000;

@@ -14,6 +14,8 @@ mod duration;
 mod ledger_cluster;
 mod quantity;
 mod schema;
+mod sections;
+mod security;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -27,13 +29,14 @@ pub use autoscaling::{
     SelectPolicy,
 };
 pub use duration::{Duration, DurationError};
-pub use ledger_cluster::{
-    Database, LedgerCluster, LedgerClusterSpec, LedgerSettings, Monitoring, Scheduling, SecretKeyRef,
-    Security, Spool,
-};
+pub use ledger_cluster::{LedgerCluster, LedgerClusterSpec};
 pub use quantity::{ByteSize, QuantityError, bytes, millicores};
 pub use schema::{crds, element_path, field_path, read_builtin};
-pub use status::{LastDecision, LedgerClusterStatus, TriggerStatus};
+pub use sections::{
+    Database, LedgerSettings, Log, Monitoring, Network, Proofs, Retention, Scheduling, SecretKeyRef, Spool,
+};
+pub use security::{SecretRef, Security};
+pub use status::{DrainingPod, LastDecision, LedgerClusterStatus, TriggerStatus};
 
 /// API group of all resources here.
 pub const GROUP: &str = "certeus.io";

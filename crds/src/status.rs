@@ -30,11 +30,37 @@ pub struct LedgerClusterStatus {
     /// The last decision that changed the number of pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_decision: Option<LastDecision>,
-    /// Ready: enough pods take events. Progressing: pods are being added or removed. Degraded: something needs
-    /// attention. ScalingActive: load is being measured. ScalingLimited: a bound or a rate holds the number of pods.
+    /// Pods that finish what they have accepted before they go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub draining: Vec<DrainingPod>,
+    /// Image of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Where the database is: the Secret and key that hold its URL, or that it is embedded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// Public keys that verify the log's checkpoints, as `name+hash+base64`. The name is the log's origin.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verifier_keys: Vec<String>,
+    /// Ready: enough pods take events. Progressing: what runs is being changed. Degraded: something needs attention.
+    /// Accepted: the spec can be carried out. ScalingActive: load is being measured. ScalingLimited: a bound or a rate holds
+    /// the number of pods. DatabaseReachable and SigningKey: these are as they must be. Others stand here only while they
+    /// are true.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A pod that finishes what it has accepted before it goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainingPod {
+    /// The pod's name.
+    pub name: String,
+    /// What it waits for, or what went wrong. Absent while all goes as it should.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// What one trigger measured last.

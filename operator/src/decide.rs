@@ -38,8 +38,16 @@ pub struct PodScrape {
 pub struct Outcome {
     /// Pods wanted.
     pub desired: u32,
-    /// The engine's answer; absent while the cluster is paused or has a fixed size.
+    /// The engine's answer; absent while nothing is measured: the cluster is paused, stopped, of a fixed size, or has no pod.
     pub decision: Option<Decision>,
+}
+
+impl Outcome {
+    /// Pods to have now, where there are `current`: a cluster that may not be changed stays as it is, whatever is wanted.
+    #[must_use]
+    pub fn replicas(&self, cluster: &Cluster, current: u32) -> u32 {
+        if cluster.may_change() { self.desired } else { current }
+    }
 }
 
 /// What the engine is to look at: `replicas` is what was last asked for, and instants are those of [`MetricsSample::at`].
@@ -56,8 +64,15 @@ pub fn decide(cluster: &Cluster, state: &mut State, observation: &Observation) -
     if cluster.paused {
         return Outcome { desired: observation.replicas, decision: None };
     }
+    if cluster.stopped {
+        return Outcome { desired: 0, decision: None };
+    }
     match &cluster.scaling {
         Scaling::Fixed(replicas) => Outcome { desired: replicas.get(), decision: None },
+        // Not created yet, or stopped until now: no pod, no load.
+        Scaling::Auto(_) if observation.replicas == 0 => {
+            Outcome { desired: cluster.scaling.min(), decision: None }
+        }
         Scaling::Auto(policy) => {
             let decision = certeus_autoscale::decide(policy, state, observation);
             Outcome { desired: decision.desired, decision: Some(decision) }

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use certeus_autoscale::{self as autoscale, Policy, PolicyConfig};
 use certeus_crds::{
-    Behavior, Database, FieldError, LedgerCluster, LedgerClusterSpec, LedgerSettings, Scheduling,
-    SecretKeyRef, Security, Spool, bytes, millicores,
+    Behavior, Database, FieldError, LedgerCluster, LedgerClusterSpec, LedgerSettings, Log, Monitoring,
+    Network, Proofs, Scheduling, SecretKeyRef, Security, Spool, bytes, millicores,
 };
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// A label of a pod is the cluster's name, a dash and a hash of 10 characters; labels may have 63.
-const NAME_LENGTH_MAX: usize = 63 - 11;
+/// A label of the embedded database's pod is the cluster's name, `-database`, a dash and a hash of 10 characters; labels may
+/// have 63. One bound for all, so that no cluster is refused for a change of its database.
+const NAME_LENGTH_MAX: usize = 63 - 9 - 11;
 /// Connections a pod needs beside those of its writers: one to read, one for health checks. The pod insists on it.
 const READ_CONNECTIONS_MIN: u32 = 2;
+const DAY_MILLIS: u64 = 86_400_000;
 /// Most connections one pod can use. The pod insists on it.
 const POOL_SIZE_MAX: u32 = 500;
 
@@ -31,8 +33,8 @@ pub struct Cluster {
     pub uid: Option<String>,
     /// The generation of the spec, for status.
     pub generation: Option<i64>,
-    /// Image with tag or digest.
-    pub image: String,
+    /// Image of the pods.
+    pub image: Image,
     /// Copied into the pods.
     pub resources: ResourceRequirements,
     /// What CPU use is measured against; present whenever the CPU trigger is.
@@ -45,16 +47,81 @@ pub struct Cluster {
     pub pool_size: NonZeroU32,
     /// How events are gathered and committed.
     pub ledger: LedgerSettings,
+    /// Connections that all pods together may open.
+    pub connection_budget: u32,
     /// The spool volume.
     pub spool: Spool,
-    /// How long samples are kept.
-    pub retention: Duration,
+    /// The signed log.
+    pub log: Log,
+    /// What becomes of old events.
+    pub retention: Retention,
+    /// How bundles are made and published.
+    pub proofs: Proofs,
+    /// How the ledger is watched.
+    pub monitoring: Monitoring,
     /// Keys by reference.
     pub security: Security,
+    /// Who may reach the pods.
+    pub network: Network,
     /// Where pods may run.
     pub scheduling: Scheduling,
-    /// Change nothing.
+    /// Change nothing. Goes before all else.
     pub paused: bool,
+    /// No pods.
+    pub stopped: bool,
+    /// Decide, and change nothing.
+    pub dry_run: bool,
+}
+
+impl Cluster {
+    /// Whether anything at all may be changed for it.
+    #[must_use]
+    pub fn may_change(&self) -> bool {
+        !self.paused && !self.dry_run
+    }
+}
+
+/// Image of the pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// With a tag or digest that the user chose.
+    Fixed(String),
+    /// Of whatever version runs.
+    Floating {
+        /// The image without a tag.
+        repository: String,
+    },
+}
+
+impl Image {
+    /// The image to run, where `running` is that of the pods as they are. Without a version from the user theirs stays, so
+    /// that an upgrade of the operator alone restarts no pod; new pods get the operator's own version, as both are
+    /// released together.
+    #[must_use]
+    pub fn resolve(&self, running: Option<&str>) -> String {
+        match self {
+            Self::Fixed(image) => image.clone(),
+            Self::Floating { repository } => {
+                let tag = running.and_then(tag).unwrap_or(env!("CARGO_PKG_VERSION"));
+                format!("{repository}:{tag}")
+            }
+        }
+    }
+}
+
+/// The tag of an image; none if it is chosen by digest. A colon before the last slash belongs to a registry's port.
+fn tag(image: &str) -> Option<&str> {
+    let name = image.rsplit('/').next().filter(|name| !name.contains('@'))?;
+    name.split_once(':').map(|(_, tag)| tag).filter(|tag| !tag.is_empty())
+}
+
+/// What becomes of old events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Days after which events move to the archive.
+    pub days: Option<u64>,
+    /// Where the archive is.
+    pub archive: Option<String>,
 }
 
 /// Thousandths of a CPU core, above zero.
@@ -104,7 +171,10 @@ pub enum DatabaseSource {
     /// Its URL is in a Secret.
     Secret(SecretKeyRef),
     /// Whoever runs the cluster starts one and gives the pods its URL.
-    Embedded,
+    Embedded {
+        /// Its image.
+        image: String,
+    },
 }
 
 /// Checks `object` and works out what follows from it.
@@ -128,7 +198,7 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         .and_then(|scaling| pool_size(&spec.database, spec.ledger.writers, scaling.max(), &mut errors));
     let database = match &spec.database.secret_ref {
         Some(secret_ref) => DatabaseSource::Secret(secret_ref.clone()),
-        None => DatabaseSource::Embedded,
+        None => DatabaseSource::Embedded { image: spec.database.embedded_image.clone() },
     };
     let (Some(scaling), Some(pool_size), true) = (scaling, pool_size, errors.is_empty()) else {
         return Err(errors);
@@ -144,12 +214,22 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         scaling,
         database,
         pool_size,
+        connection_budget: spec.database.connection_budget,
         ledger: spec.ledger.clone(),
         spool: spec.spool.clone(),
-        retention: spec.monitoring.retention.into(),
+        log: spec.log.clone(),
+        retention: Retention {
+            days: spec.retention.events.map(|events| events.as_millis() / DAY_MILLIS),
+            archive: spec.retention.archive.clone(),
+        },
+        proofs: spec.proofs.clone(),
+        monitoring: spec.monitoring.clone(),
         security: spec.security.clone(),
+        network: spec.network.clone(),
         scheduling: spec.scheduling.clone(),
         paused: spec.paused,
+        stopped: spec.stopped,
+        dry_run: spec.dry_run,
     })
 }
 
@@ -201,12 +281,12 @@ fn check_resources(resources: &ResourceRequirements, errors: &mut Vec<FieldError
     cpu.and_then(NonZeroU64::new).map(Millicores)
 }
 
-fn image(spec: &LedgerClusterSpec) -> String {
-    if spec.image_has_version() {
-        return spec.image.clone();
+fn image(spec: &LedgerClusterSpec) -> Image {
+    match &spec.version {
+        _ if spec.image_has_version() => Image::Fixed(spec.image.clone()),
+        Some(version) => Image::Fixed(format!("{}:{version}", spec.image)),
+        None => Image::Floating { repository: spec.image.clone() },
     }
-    // The operator and the pods it runs are released together.
-    format!("{}:{}", spec.image, spec.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION")))
 }
 
 /// The share of one pod, rounded down so that all pods together stay within the budget.
@@ -316,198 +396,4 @@ fn rate_policy(policy: &certeus_crds::RatePolicy) -> autoscale::RatePolicy {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::manifest::{Object, parse};
-
-    fn cluster(name: &str, spec: &str) -> LedgerCluster {
-        let text = format!(
-            "apiVersion: certeus.io/v1alpha1\nkind: LedgerCluster\nmetadata: {{ name: \"{name}\" }}\nspec: {spec}"
-        );
-        let mut manifests = parse(std::path::Path::new("test.yaml"), &text).unwrap();
-        match manifests.remove(0).object {
-            Object::LedgerCluster(cluster) => *cluster,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[track_caller]
-    fn check(spec: &str, expected: &str) {
-        let errors = validate(&cluster("demo", spec)).err().unwrap_or_default();
-        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        assert_eq!(told.join("; "), expected, "{spec}");
-    }
-
-    #[test]
-    fn a_minimal_cluster_gets_the_engines_own_defaults() {
-        let valid = validate(&cluster("demo", "{ database: { embedded: true } }")).unwrap();
-        let Scaling::Auto(policy) = &valid.scaling else { panic!("not scaled") };
-        assert_eq!(*policy.config(), PolicyConfig::default());
-        assert_eq!((valid.pool_size.get(), valid.cpu_request.map(Millicores::cores)), (4, Some(1.0)));
-        assert_eq!(valid.image, format!("certeus/dataplane:{}", env!("CARGO_PKG_VERSION")));
-        assert_eq!((valid.namespace.as_str(), valid.database), ("default", DatabaseSource::Embedded));
-    }
-
-    #[test]
-    fn what_is_given_of_a_behaviour_goes_before_defaults() {
-        let valid = validate(&cluster(
-            "demo",
-            "{ database: { embedded: true }, autoscaling: { cooldown: 15s, behavior: { scaleDown: { tolerance: 50m }, \
-             scaleUp: { stabilizationWindowSeconds: 7, policies: [{ type: Pods, value: 2, periodSeconds: 30 }] } } } }",
-        ))
-        .unwrap();
-        let Scaling::Auto(policy) = &valid.scaling else { panic!("not scaled") };
-        let autoscale::Behavior { scale_up, scale_down } = &policy.config().behavior;
-        assert_eq!(scale_up.stabilization_window, Duration::from_secs(7));
-        let pods =
-            autoscale::RatePolicy { change: autoscale::Change::Pods(2), period: Duration::from_secs(30) };
-        assert_eq!(scale_up.policies, [pods]);
-        assert_eq!((scale_down.stabilization_window, scale_down.tolerance), (Duration::from_secs(15), 0.05));
-    }
-
-    #[test]
-    fn a_fixed_count_needs_no_cpu_request_and_shares_the_budget_by_itself() {
-        let valid = validate(&cluster(
-            "demo",
-            "{ database: { embedded: true, connectionBudget: 11 }, replicas: 2, autoscaling: { enabled: false }, \
-             resources: {} }",
-        ))
-        .unwrap();
-        assert_eq!((valid.scaling.min(), valid.scaling.max(), valid.pool_size.get()), (2, 2, 5));
-    }
-
-    #[test]
-    fn refuses_a_budget_that_is_too_small_for_the_largest_number_of_pods() {
-        check(
-            "{ database: { embedded: true, connectionBudget: 79 } }",
-            "spec.database.connectionBudget: must be at least 80: 20 pods with 2 writers need 4 connections each",
-        );
-        check("{ database: { embedded: true, connectionBudget: 80 } }", "");
-        check(
-            "{ database: { embedded: true }, ledger: { writers: 3 } }",
-            "spec.database.connectionBudget: must be at least 100: 20 pods with 3 writers need 5 connections each",
-        );
-    }
-
-    #[test]
-    fn refuses_resources_that_do_not_fit() {
-        let with = |resources: &str| format!("{{ database: {{ embedded: true }}, resources: {resources} }}");
-        let needed = "spec.resources.requests.cpu: is required, above 0, as the CPU trigger is a fraction of it; or set \
-                      autoscaling.cpu.enabled to false";
-        check(&with("{ requests: { memory: 1Gi } }"), needed);
-        check(&with("{ requests: { cpu: 0 } }"), needed);
-        check(&with("{ limits: { cpu: 2 } }"), "");
-        check(
-            &with("{ requests: { cpu: 2, memory: 2Gi }, limits: { cpu: 1500m, memory: 1G } }"),
-            "spec.resources.requests.cpu: must not be above the limit of 1500m; \
-             spec.resources.requests.memory: must not be above the limit of 1G",
-        );
-        let errors = validate(&cluster("demo", &with("{ requests: { cpu: much } }"))).unwrap_err();
-        assert!(errors[0].to_string().starts_with("spec.resources.requests.cpu: \"much\" is not a quantity"));
-    }
-
-    #[test]
-    fn refuses_names_that_could_not_name_a_pod() {
-        let spec = "{ database: { embedded: true } }";
-        let long = "a".repeat(NAME_LENGTH_MAX + 1);
-        for name in ["Demo", "1demo", "demo-", "de.mo", "", &long] {
-            let errors = validate(&cluster(name, spec)).unwrap_err();
-            assert_eq!(errors.len(), 1, "{name}");
-            assert_eq!(errors[0].path, "metadata.name");
-        }
-        assert!(validate(&cluster(&long[1..], spec)).is_ok());
-    }
-
-    #[test]
-    fn an_image_is_completed_only_where_it_says_no_version() {
-        for (given, expected) in [
-            ("image: a/b, version: '2'", "a/b:2"),
-            ("image: 'localhost:5000/b', version: '2'", "localhost:5000/b:2"),
-            ("image: 'a/b:1'", "a/b:1"),
-            ("image: 'a/b@sha256:00'", "a/b@sha256:00"),
-        ] {
-            let spec = format!("{{ database: {{ embedded: true }}, {given} }}");
-            assert_eq!(validate(&cluster("demo", &spec)).unwrap().image, expected);
-        }
-    }
-
-    #[test]
-    fn the_samples_are_valid() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/samples");
-        let mut kinds = Vec::new();
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            for manifest in parse(&path, &std::fs::read_to_string(&path).unwrap()).unwrap() {
-                kinds.push(manifest.object.kind());
-                if let Object::LedgerCluster(cluster) = manifest.object {
-                    let scaling = validate(&cluster).unwrap().scaling;
-                    assert_eq!((scaling.min(), scaling.max()), (1, 4));
-                }
-            }
-        }
-        kinds.sort_unstable();
-        assert_eq!(kinds, ["AlertRule", "LedgerCluster"]);
-    }
-
-    /// Puts every odd value in the place of every field in turn. What is refused must name a field of the spec; what is
-    /// accepted must build.
-    #[test]
-    fn no_value_of_any_field_can_break_reading_validating_or_building() {
-        let text =
-            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/build/golden/full.yaml"))
-                .unwrap();
-        let full: Value = serde_saphyr::from_str(&text).unwrap();
-        // As read, so that defaulted fields are there as well.
-        let full = serde_json::to_value(LedgerCluster::read(full).unwrap()).unwrap();
-        let odd = json!([null, true, -1, 0, 1, 4_000_000_000_u32, u64::MAX, 1e300, 0.5, "", "x", "0", "-1", "99999999Ei", "292277024y", [], [0], {}, { "x": 0 }]);
-        let mut pointers = Vec::new();
-        collect_pointers(&full["spec"], "/spec".to_owned(), &mut pointers);
-        assert!(pointers.len() > 60, "{pointers:?}");
-        let (mut accepted, mut refused) = (0, 0);
-        for pointer in pointers {
-            for value in odd.as_array().unwrap() {
-                let mut changed = full.clone();
-                *changed.pointer_mut(&pointer).unwrap() = value.clone();
-                match LedgerCluster::read(changed).and_then(|object| validate(&object)) {
-                    Ok(cluster) => {
-                        let most = cluster.scaling.max();
-                        let built = crate::build::build(&cluster, most)
-                            .stateful_set
-                            .spec
-                            .and_then(|spec| spec.replicas);
-                        assert_eq!(built, i32::try_from(most).ok());
-                        accepted += 1;
-                    }
-                    Err(errors) => {
-                        assert!(
-                            errors.iter().all(|e| e.path.starts_with("spec")),
-                            "{pointer} {value}: {errors:?}"
-                        );
-                        refused += 1;
-                    }
-                }
-            }
-        }
-        assert!(accepted > 100 && refused > 500, "{accepted} accepted, {refused} refused");
-    }
-
-    fn collect_pointers(value: &Value, pointer: String, pointers: &mut Vec<String>) {
-        match value {
-            Value::Object(map) => {
-                for (name, value) in map {
-                    let name = name.replace('~', "~0").replace('/', "~1");
-                    collect_pointers(value, format!("{pointer}/{name}"), pointers);
-                }
-            }
-            Value::Array(items) => {
-                for (index, value) in items.iter().enumerate() {
-                    collect_pointers(value, format!("{pointer}/{index}"), pointers);
-                }
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-        }
-        pointers.push(pointer);
-    }
-}
+mod tests;

@@ -61,6 +61,10 @@ pub fn status(cluster: &Cluster, observed: Observed<'_>) -> LedgerClusterStatus 
         selector: Some(selector_text(cluster)),
         triggers: outcome.decision.iter().flat_map(trigger_status).collect(),
         last_decision: last_decision(outcome, before, now),
+        draining: Vec::new(),
+        image: None,
+        database: None,
+        verifier_keys: Vec::new(),
         conditions: conditions.into_iter().map(condition).collect(),
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use certeus_crds::{AlertRule, FieldError, LedgerCluster, LedgerClusterStatus};
-use certeus_operator::build::{Objects, build};
+use certeus_operator::build::{self, Inputs};
 use certeus_operator::manifest::{self, ManifestError, Object};
 use certeus_operator::validate::{self, DatabaseSource};
 use jiff::Timestamp;
@@ -76,9 +76,16 @@ impl Cluster {
         let checked =
             validate::validate(&resource).map_err(|problems| Error::Cluster { file, line, problems })?;
         // The number of pods is no part of what a pod is.
-        let Objects { config_map, stateful_set } = build(&checked, 0);
-        let objects = template::Objects { config_maps: &[config_map], secrets: &secrets };
-        let template = Template::resolve(&stateful_set, objects)
+        let built = build::build(&checked, &Inputs::default());
+        let generated = build::generated_secrets(&checked);
+        let elsewhere: Vec<&str> = generated.iter().map(build::GeneratedSecret::name).collect();
+        let objects = template::Objects {
+            config_maps: &[built.config_map],
+            secrets: &secrets,
+            elsewhere: &elsewhere,
+            anchored: checked.log.anchor.is_some(),
+        };
+        let template = Template::resolve(&built.stateful_set, objects)
             .map_err(|source| Error::Template { name: checked.name.clone(), source })?;
         Ok(Self { resource, alert_rules, checked, template })
     }
@@ -131,11 +138,17 @@ impl Cluster {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.checked.paused
+        !self.checked.may_change()
+    }
+
+    /// How many pods there are until load has been measured.
+    pub(crate) fn replicas_at_start(&self) -> u32 {
+        // As in Kubernetes: what is paused from the start is not created.
+        if self.is_paused() || self.checked.stopped { 0 } else { self.checked.scaling.min() }
     }
 
     pub(crate) fn has_embedded_database(&self) -> bool {
-        self.checked.database == DatabaseSource::Embedded
+        matches!(self.checked.database, DatabaseSource::Embedded { .. })
     }
 }
 

@@ -82,10 +82,9 @@ pub(crate) async fn run(
     let (scrapes, mut scraped) = mpsc::channel(1);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // As in Kubernetes: what is paused from the start is not created.
-    let replicas = if cluster.is_paused() { 0 } else { cluster.checked.scaling.min() };
-    if cluster.is_paused() {
-        say("spec.paused is true: no pod is started");
+    let replicas = cluster.replicas_at_start();
+    if replicas == 0 {
+        say("spec.paused, spec.stopped or spec.dryRun is true: no pod is started");
     }
     let scaler = Scaler::new(replicas, Instant::now());
     let mut driver = Driver {
@@ -317,8 +316,8 @@ impl Driver {
         }
         self.cluster = cluster;
         if self.replicas == 0 {
-            // Paused from the start until now.
-            self.replicas = self.cluster.checked.scaling.min();
+            // Paused from the start until now, or stopped.
+            self.replicas = self.cluster.replicas_at_start();
         }
     }
 

@@ -140,7 +140,6 @@ impl Site {
             .envs(&launch.env)
             .env("CERTEUS_API_LISTEN", "fd:0")
             .env("CERTEUS_ADMIN_LISTEN", address.to_string())
-            .env("CERTEUS_LOG_ANCHOR", format!("file://{}", self.state.log_anchor().display()))
             .envs(self.database_url.as_ref().map(|url| (DATABASE_URL, url)))
             .current_dir(&folder)
             .stdin(Stdio::from(socket))
@@ -148,6 +147,10 @@ impl Site {
             .stderr(errors)
             .process_group(0)
             .kill_on_drop(true);
+        if !template.anchored {
+            // One for all pods, which share this machine.
+            command.env("CERTEUS_LOG_ANCHOR", format!("file://{}", self.state.log_anchor().display()));
+        }
         if template.env(SIGNING_KEY).is_none() {
             // No Secret brings a key: the pods make one of their own on first use.
             command

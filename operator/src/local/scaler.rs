@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use certeus_autoscale::{MissingReason, PodPhase, State};
 use certeus_crds::LedgerClusterStatus;
-use certeus_operator::decide::{self, MetricsSample, Observed, Outcome, PodScrape};
+use certeus_operator::decide::{self, MetricsSample, Observed, PodScrape};
 use jiff::Timestamp;
 
 use super::cluster::Cluster;
@@ -89,9 +89,10 @@ impl Scaler {
             now: now.time,
         };
         self.status = decide::status(checked, observed);
-        let Outcome { desired, decision } = outcome;
-        let fixed = || format!("scale from {replicas} to {desired}: spec.replicas is {desired}");
-        Decided { replicas: desired, message: decision.map_or_else(fixed, |decision| decision.to_string()) }
+        let wanted = outcome.replicas(checked, replicas);
+        let fixed = || format!("scale from {replicas} to {wanted}: so the manifest says");
+        let message = outcome.decision.map_or_else(fixed, |decision| decision.to_string());
+        Decided { replicas: wanted, message }
     }
 
     /// Takes note that the number of pods was changed.

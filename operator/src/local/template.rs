@@ -35,6 +35,10 @@ pub(crate) enum Error {
 pub(crate) struct Objects<'a> {
     pub(crate) config_maps: &'a [ConfigMap],
     pub(crate) secrets: &'a [Secret],
+    /// Secrets that are generated in Kubernetes, and of which pods here get the values in another way.
+    pub(crate) elsewhere: &'a [&'a str],
+    /// Whether the user names an anchor.
+    pub(crate) anchored: bool,
 }
 
 /// What every pod of a workload has in common. Two equal templates make equal processes. Not `Debug`: it holds secrets.
@@ -43,6 +47,8 @@ pub(crate) struct Template {
     /// Pods are called `<workload>-<ordinal>`.
     pub(crate) workload: String,
     pub(crate) drain_timeout: Duration,
+    /// Whether the user names an anchor for the log.
+    pub(crate) anchored: bool,
     args: Vec<String>,
     env: BTreeMap<String, EnvValue>,
     mounts: Vec<Mount>,
@@ -104,8 +110,9 @@ impl Template {
         Ok(Self {
             workload: name,
             drain_timeout: grace.map_or(GRACE_DEFAULT, Duration::from_secs),
+            anchored: objects.anchored,
             args: container.args.clone().unwrap_or_default(),
-            env: environment(container, objects.secrets)?,
+            env: environment(container, objects)?,
             mounts: container
                 .volume_mounts
                 .iter()
@@ -174,13 +181,13 @@ impl Template {
     }
 }
 
-fn environment(container: &Container, secrets: &[Secret]) -> Result<BTreeMap<String, EnvValue>, Error> {
+fn environment(container: &Container, objects: Objects<'_>) -> Result<BTreeMap<String, EnvValue>, Error> {
     if container.env_from.as_ref().is_some_and(|sources| !sources.is_empty()) {
         return Err(Error::Unsupported { path: "spec.template.spec.containers[0].envFrom".to_owned() });
     }
     let mut env = BTreeMap::new();
     for variable in container.env.iter().flatten() {
-        if let Some(value) = env_value(variable, secrets)? {
+        if let Some(value) = env_value(variable, objects)? {
             env.insert(variable.name.clone(), value);
         }
     }
@@ -191,14 +198,14 @@ pub(crate) const DATABASE_URL: &str = "CERTEUS_DB_URL";
 pub(crate) const API_KEY: &str = "CERTEUS_API_KEY";
 pub(crate) const SIGNING_KEY: &str = "CERTEUS_SIGNING_KEY";
 
-fn env_value(variable: &EnvVar, secrets: &[Secret]) -> Result<Option<EnvValue>, Error> {
+fn env_value(variable: &EnvVar, objects: Objects<'_>) -> Result<Option<EnvValue>, Error> {
     let path = || format!("spec.template.spec.containers[0].env[{}]", variable.name);
     let Some(source) = &variable.value_from else {
         return Ok(Some(EnvValue::Text(variable.value.clone().unwrap_or_default())));
     };
     if let Some(reference) = &source.secret_key_ref {
-        let optional = reference.optional.unwrap_or(false);
-        let bytes = match secret_key(secrets, &reference.name, &reference.key, path) {
+        let optional = reference.optional.unwrap_or(false) || objects.elsewhere.contains(&&*reference.name);
+        let bytes = match secret_key(objects.secrets, &reference.name, &reference.key, path) {
             Err(_) if optional => return Ok(None),
             other => other?,
         };

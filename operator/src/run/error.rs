@@ -13,6 +13,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// For what somebody has to put right elsewhere. Where a watch shows that they did, it is looked at then.
 const ELSEWHERE: Duration = Duration::from_secs(120);
 
+const ORPHAN: &str = "undo the change, or run `kubectl delete statefulset --cascade=orphan` on it: the pods go on, and the \
+                      operator makes it anew; volumes that exist stay as they are";
+
 /// Why a reconcile did not get to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -122,8 +125,7 @@ impl Error {
                     return Self::Immutable {
                         kind,
                         message: "Kubernetes fixes the volumes of a StatefulSet when it is created".to_owned(),
-                        advice: "undo the change, or run `kubectl delete statefulset --cascade=orphan` on it: the pods go \
-                                 on, and the operator makes it anew; volumes that exist keep their size",
+                        advice: ORPHAN,
                         name,
                     };
                 }
@@ -139,6 +141,12 @@ impl Error {
             }
             source => Self::Api { action: format!("apply {kind} {name}"), source },
         }
+    }
+
+    /// An object that exists differs from what is wanted in fields that nobody can change.
+    pub(crate) fn fixed(kind: &str, name: &str, fields: &[String]) -> Self {
+        let message = format!("{} cannot be changed once it exists", fields.join(", "));
+        Self::Immutable { kind: kind.to_owned(), name: name.to_owned(), message, advice: ORPHAN }
     }
 
     /// Decides what happens next.

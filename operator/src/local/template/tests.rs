@@ -17,6 +17,7 @@ fn workload() -> StatefulSet {
                         {"name": "CERTEUS_LOG_LEVEL", "value": "debug"},
                         {"name": "CERTEUS_API_KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "api"}}},
                         {"name": "MAYBE", "valueFrom": {"secretKeyRef": {"name": "no", "key": "x", "optional": true}}},
+                        {"name": "MADE", "valueFrom": {"secretKeyRef": {"name": "made", "key": "x"}}},
                         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                     ],
                     "volumeMounts": [
@@ -41,7 +42,9 @@ fn resolve(workload: &StatefulSet) -> Result<Template, Error> {
     let secret = json!({"metadata": {"name": "keys"}, "data": {"api": "c2VjcmV0"}});
     let config_maps = [serde_json::from_value(map).unwrap()];
     let secrets = [serde_json::from_value(secret).unwrap()];
-    Template::resolve(workload, Objects { config_maps: &config_maps, secrets: &secrets })
+    let objects =
+        Objects { config_maps: &config_maps, secrets: &secrets, elsewhere: &["made"], anchored: false };
+    Template::resolve(workload, objects)
 }
 
 fn container(workload: &mut StatefulSet) -> &mut Container {

@@ -61,7 +61,8 @@ pub(crate) struct Context {
 /// Runs until `stop`. An end before that ends the process.
 pub(crate) async fn run(context: Context) {
     let Context { client, scope, http, pods, metrics, mut stop } = context;
-    let recorder = Recorder::new(client.clone(), Reporter::from("certeus-operator"));
+    let reporter = Reporter { controller: "certeus.io/operator".to_owned(), instance: None };
+    let recorder = Recorder::new(client.clone(), reporter);
     let tools = match Tools::new(client.clone(), http, recorder, Arc::clone(&metrics)) {
         Ok(tools) => Arc::new(tools),
         Err(error) => {

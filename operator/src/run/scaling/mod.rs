@@ -42,7 +42,7 @@ impl Scaler {
 
     /// Called by each reconcile with the validated cluster, the StatefulSet's present `spec.replicas` (`None`: no StatefulSet
     /// yet) and the pods as the watch has them.
-    pub(crate) fn observe(&self, cluster: &Arc<Cluster>, _replicas: Option<u32>, _pods: Vec<PodSeen>) {
+    pub(crate) fn observe(&self, cluster: Arc<Cluster>, _replicas: Option<u32>, _pods: Vec<PodSeen>) {
         *self.replicas.lock().unwrap_or_else(PoisonError::into_inner) = cluster.scaling.min();
     }
 
