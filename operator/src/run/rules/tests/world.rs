@@ -213,7 +213,7 @@ fn reply(status: u16, body: &Value) -> Response<Body> {
 
 fn failure(status: u16, message: &str) -> Response<Body> {
     let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
-        "reason": "Test", "code": status });
+        "reason": if status == 404 { "NotFound" } else { "Test" }, "code": status });
     reply(status, &body)
 }
 
