@@ -6,10 +6,10 @@ export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up down test torture bench lint fmt clean
+.PHONY: help build demo up down test torture bench manifests lint fmt clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build everything, optimised
 	@scripts/setup.sh rust
@@ -27,7 +27,7 @@ down: build ## Stop what `make up` runs and clean up what a killed one left
 	@$(BIN)/certeus-operator down
 
 test: ## Run all tests
-	@scripts/setup.sh rust postgres faketime go
+	@scripts/setup.sh rust postgres faketime go helm
 	cargo test --workspace
 
 torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 7" for some of it, "list" for what there is
@@ -37,6 +37,10 @@ torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 
 bench: build ## Print the benchmark figures; BENCH_ARGS=--quick for a short run
 	@scripts/setup.sh postgres
 	@$(BIN)/certeus-bench $(BENCH_ARGS)
+
+manifests: ## Write what follows from crds and chart: the chart's copies of the definitions, the manifests in config
+	@scripts/setup.sh go helm
+	@scripts/manifests.sh
 
 lint: ## Check format, lints, dependencies and shell scripts
 	@scripts/setup.sh rust deny

@@ -97,7 +97,13 @@ Examples:
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// A namespace to work in; may be given several times, or as a list with commas [default: all of them].
-    #[arg(long = "namespace", short = 'n', value_name = "NAMESPACE", env = "CERTEUS_NAMESPACES", value_delimiter = ',')]
+    #[arg(
+        long = "namespace",
+        short = 'n',
+        value_name = "NAMESPACE",
+        env = "CERTEUS_NAMESPACES",
+        value_delimiter = ','
+    )]
     pub(crate) namespaces: Vec<String>,
     /// Namespace of the lease [default: the operator's own].
     #[arg(long, value_name = "NAMESPACE")]

@@ -174,7 +174,7 @@ fn public_routes() -> Router<App> {
 pub(crate) fn admin_router(app: App, key: auth::ApiKey) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(admin::metrics))
-        .route("/admin/drain", post(admin::drain).get(admin::drain_state))
+        .route("/admin/drain", post(admin::drain).get(admin::drain_state).delete(admin::cancel_drain))
         .route("/rules", get(rules::loaded))
         .route("/rules/{namespace}/{name}", put(rules::put).delete(rules::delete))
         .fallback(no_such_path)

@@ -1,10 +1,11 @@
 //! The phases of a pod's life, and the order in which it drains.
 //!
 //! Owns the phase. Draining never loses a request that the pod has begun to read: it first sends clients elsewhere, then stops
-//! taking events, then waits for what it admitted.
+//! taking events, then waits for what it admitted. Who asked a pod to drain may change its mind: a pod that only sends clients
+//! elsewhere serves on, and one that has closed its ledger ends when it has drained, to be started anew.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use certeus_ledger::{Ledger, Tasks};
@@ -28,10 +29,25 @@ pub(crate) enum Phase {
     Drained,
 }
 
+/// What becomes of a drain that is no longer wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cancelled {
+    /// The pod serves, as if nothing had been.
+    Serving,
+    /// The ledger is closed: the process ends once it has drained, and whoever runs it starts it anew.
+    Restarting,
+    /// The process was told to end: it drains on.
+    Ending,
+}
+
 /// The pod's phase and its API connections.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     phase: watch::Sender<Phase>,
+    /// The process was told to end.
+    ending: AtomicBool,
+    /// The drain was cancelled too late.
+    restarting: watch::Sender<bool>,
     connections: AtomicUsize,
     /// Told when the last connection ends.
     idle: Notify,
@@ -55,6 +71,8 @@ impl Lifecycle {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Serving),
+            ending: AtomicBool::new(false),
+            restarting: watch::Sender::new(false),
             connections: AtomicUsize::new(0),
             idle: Notify::new(),
         })
@@ -70,6 +88,25 @@ impl Lifecycle {
     pub(crate) async fn reached(&self, phase: Phase) {
         // The sender lives in `self`, so this waits for the phase and nothing else.
         let _phase = self.phase.subscribe().wait_for(|now| *now >= phase).await.map(|now| *now);
+    }
+
+    /// Waits while clients are only asked to go elsewhere. Returns what came then.
+    pub(crate) async fn left_lame_duck(&self) -> Phase {
+        let mut phase = self.phase.subscribe();
+        // As above.
+        phase.wait_for(|now| *now != Phase::LameDuck).await.map_or(Phase::Drained, |now| *now)
+    }
+
+    /// Whether a drain was cancelled too late for the process to serve again.
+    #[must_use]
+    pub(crate) fn is_restarting(&self) -> bool {
+        *self.restarting.borrow()
+    }
+
+    /// Waits until a drain is cancelled too late for the process to serve again.
+    pub(crate) async fn restart_asked(&self) {
+        // As above.
+        let _asked = self.restarting.subscribe().wait_for(|asked| *asked).await.map(|asked| *asked);
     }
 
     /// Open API connections.
@@ -99,16 +136,63 @@ impl Lifecycle {
         }
     }
 
+    /// Begins to drain for good: the process ends after it.
+    pub(crate) fn end(&self) {
+        // Before the phase changes: `cancel_drain` looks at it under the phase's lock.
+        self.ending.store(true, Ordering::Release);
+        self.begin_drain();
+    }
+
+    /// Takes back [`begin_drain`](Self::begin_drain).
+    pub(crate) fn cancel_drain(&self) -> Cancelled {
+        let mut cancelled = Cancelled::Serving;
+        let changed = self.phase.send_if_modified(|phase| {
+            cancelled = match *phase {
+                Phase::Serving | Phase::LameDuck if !self.ending.load(Ordering::Acquire) => {
+                    Cancelled::Serving
+                }
+                _ if self.ending.load(Ordering::Acquire) => Cancelled::Ending,
+                _ => Cancelled::Restarting,
+            };
+            let back = cancelled == Cancelled::Serving && *phase == Phase::LameDuck;
+            if back {
+                *phase = Phase::Serving;
+            }
+            back
+        });
+        if changed {
+            tracing::info!("the drain was cancelled: the pod serves on");
+        }
+        if cancelled == Cancelled::Restarting && !self.restarting.send_replace(true) {
+            tracing::info!("the drain was cancelled too late: the pod ends once it has drained");
+        }
+        cancelled
+    }
+
     /// Waits until draining begins, then carries it out.
     pub(crate) async fn drain(&self, ledger: &Ledger, tasks: Tasks) {
         let mut finished = std::pin::pin!(tasks.finished());
-        tokio::select! {
-            // Only the end of the process may end the ledger's tasks before it drains: a panic in them gets here.
-            () = &mut finished => return,
-            () = self.reached(Phase::LameDuck) => {}
+        loop {
+            tokio::select! {
+                // Only the end of the process may end the ledger's tasks before it drains: a panic in them gets here.
+                () = &mut finished => return,
+                () = self.reached(Phase::LameDuck) => {}
+            }
+            tokio::select! {
+                () = self.no_connections(LAME_DUCK) => {}
+                _cancelled = self.left_lame_duck() => {}
+            }
+            let flushing = self.phase.send_if_modified(|phase| {
+                let lame = *phase == Phase::LameDuck;
+                if lame {
+                    *phase = Phase::Flushing;
+                }
+                lame
+            });
+            if flushing {
+                break;
+            }
         }
-        self.no_connections(LAME_DUCK).await;
-        self.phase.send_replace(Phase::Flushing);
         ledger.close();
         finished.await;
         self.no_connections(LAST_CONNECTIONS).await;
@@ -130,5 +214,33 @@ impl Lifecycle {
         };
         // Either way draining goes on.
         drop(tokio::time::timeout(limit, none).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_is_taken_back_until_the_ledger_closes() {
+        let lifecycle = Lifecycle::new();
+        assert_eq!(lifecycle.cancel_drain(), Cancelled::Serving, "there is none");
+        lifecycle.begin_drain();
+        assert_eq!((lifecycle.cancel_drain(), lifecycle.phase()), (Cancelled::Serving, Phase::Serving));
+        for closed in [Phase::Flushing, Phase::Drained] {
+            lifecycle.phase.send_replace(closed);
+            assert_eq!((lifecycle.cancel_drain(), lifecycle.phase()), (Cancelled::Restarting, closed));
+            assert!(lifecycle.is_restarting());
+        }
+    }
+
+    #[test]
+    fn a_process_that_ends_drains_whatever_is_said() {
+        let lifecycle = Lifecycle::new();
+        lifecycle.end();
+        assert_eq!((lifecycle.cancel_drain(), lifecycle.phase()), (Cancelled::Ending, Phase::LameDuck));
+        lifecycle.phase.send_replace(Phase::Drained);
+        assert_eq!(lifecycle.cancel_drain(), Cancelled::Ending);
+        assert!(!lifecycle.is_restarting());
     }
 }

@@ -10,6 +10,7 @@ mod config;
 mod lifecycle;
 mod problem;
 mod process;
+mod ready;
 mod serve;
 
 use std::path::PathBuf;
@@ -65,10 +66,13 @@ struct Args {
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
+    /// Ask the pod that runs here with the same configuration whether it is ready, and exit: 0 if it is, else 1.
+    #[arg(long, conflicts_with = "check_config")]
+    check_ready: bool,
 }
 
 fn main() -> ExitCode {
-    let Args { config, spool, check_config } = Args::parse();
+    let Args { config, spool, check_config, check_ready } = Args::parse();
     let config = match Config::load(config.as_deref(), spool, |name| std::env::var_os(name)) {
         Ok(config) => config,
         Err(error) => {
@@ -79,6 +83,15 @@ fn main() -> ExitCode {
     if check_config {
         println!("the configuration is valid");
         return ExitCode::SUCCESS;
+    }
+    if check_ready {
+        return match ready::check(config.admin) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
+                ExitCode::FAILURE
+            }
+        };
     }
     let keys = match config.signing_key.load() {
         Ok(keys) => keys,
@@ -198,13 +211,14 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            () = lifecycle.restart_asked() => break,
             () = &mut drain, if !drained => {
                 drained = true;
                 anyhow::ensure!(lifecycle.phase() == Phase::Drained, "the ledger stopped by itself");
             }
         }
     }
-    lifecycle.begin_drain();
+    lifecycle.end();
     if !drained {
         tokio::time::timeout(DRAIN_DEADLINE, drain)
             .await

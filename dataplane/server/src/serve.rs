@@ -104,7 +104,11 @@ pub(crate) async fn serve_api(
     loop {
         let stream = tokio::select! {
             biased;
-            () = lifecycle.reached(last) => return,
+            () = lifecycle.reached(last) => match lifecycle.left_lame_duck().await {
+                // The drain was cancelled.
+                Phase::Serving => continue,
+                Phase::LameDuck | Phase::Flushing | Phase::Drained => return,
+            },
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, place)) = stream else { continue };

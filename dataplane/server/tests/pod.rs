@@ -344,6 +344,36 @@ fn pods_share_an_inherited_socket_and_one_drains_without_a_refusal() {
 }
 
 #[test]
+fn a_drain_is_taken_back_in_place_or_by_a_restart() {
+    let pg = postgres();
+    let pod = Pod::start(&pg.url(), &Settings::default()).ready();
+    let ask = |method: &str| {
+        let reply = request(pod.admin, method, "/admin/drain", &[], b"");
+        (reply.status, reply.json()["state"].as_str().unwrap().to_owned())
+    };
+    let reply = |status: u16, state: &str| (status, state.to_owned());
+    // Kept open, so that the pod has somebody to send elsewhere.
+    let mut idle = TcpStream::connect(pod.api).unwrap();
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    wait_for_reply(&idle);
+    assert_eq!(ask("POST"), reply(202, "draining"));
+    assert_eq!(pod.get("/health/ready").status, 503);
+    assert_eq!(ask("DELETE"), reply(200, "serving"));
+    assert_eq!((pod.get("/health/ready").status, pod.append(EVENT).status), (200, 201));
+    // Longer than a pod sends clients elsewhere: the drain that was taken back does not go on.
+    std::thread::sleep(Duration::from_millis(3500));
+    assert_eq!((ask("GET"), pod.append(EVENT).status), (reply(200, "serving"), 201));
+
+    drop(idle);
+    let started = Instant::now();
+    while ask("POST").1 != "drained" {
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+    assert_eq!(ask("DELETE"), reply(202, "restarting"));
+    assert_eq!(pod.wait(), Some(0), "whoever runs it starts it again");
+}
+
+#[test]
 fn a_configuration_that_cannot_work_ends_with_code_2_and_the_path() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let settings = Settings { yaml: "ledger:\n  batchSiz: 5\n", ..Settings::default() };

@@ -37,6 +37,8 @@ pub struct MetricsSample {
     pub database_up: Reading,
     /// `certeus_draining`.
     pub draining: Reading,
+    /// `certeus_ledger_spool_records`.
+    pub spool_records: Reading,
 }
 
 /// Reads a page that was fetched at `at`.
@@ -69,6 +71,7 @@ pub fn parse(at: Duration, page: &str) -> MetricsSample {
         commits: get("certeus_ledger_commit_duration_seconds_count"),
         database_up: get("certeus_ledger_database_up"),
         draining: get("certeus_draining"),
+        spool_records: get("certeus_ledger_spool_records"),
     }
 }
 

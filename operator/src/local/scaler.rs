@@ -1,14 +1,13 @@
 //! Asks the operator's own reasoning how many pods there should be, with what this machine's pods report.
 //!
-//! Owns what outlives one round: the engine's history, each pod's last scrape, the status so far. Reads no clock.
+//! Owns what outlives one round: the engine's history, each pod's last scrapes, the status so far. Reads no clock.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use certeus_autoscale::{MissingReason, PodPhase, State};
 use certeus_crds::LedgerClusterStatus;
-use certeus_operator::decide::{self, MetricsSample, Observed, PodScrape};
+use certeus_operator::decide::{self, MetricsSample, Observed, PodScrape, Scrapes};
 use jiff::Timestamp;
 
 use super::cluster::Cluster;
@@ -42,15 +41,14 @@ pub(crate) struct Scaler {
     /// Where the engine's clock begins.
     epoch: Instant,
     state: State,
-    /// Each pod's last good scrape.
-    samples: BTreeMap<u32, MetricsSample>,
+    scrapes: Scrapes,
     status: LedgerClusterStatus,
 }
 
 impl Scaler {
     pub(crate) fn new(replicas: u32, epoch: Instant) -> Self {
         let state = State::new(Duration::ZERO, replicas);
-        Self { epoch, state, samples: BTreeMap::new(), status: LedgerClusterStatus::default() }
+        Self { epoch, state, scrapes: Scrapes::default(), status: LedgerClusterStatus::default() }
     }
 
     /// Decides with the answers of one round. `replicas` is what was last asked for.
@@ -62,33 +60,30 @@ impl Scaler {
         scrapes: &[Scrape],
         now: Now,
     ) -> Decided {
+        for scrape in scrapes {
+            self.scrapes.record(scrape.ordinal, self.sample(scrape));
+        }
+        self.scrapes.retain(|ordinal| fleet.pods().any(|(existing, _)| existing == ordinal));
         let pods: Vec<PodScrape> = fleet
             .pods()
-            .map(|(ordinal, pod)| PodScrape {
-                name: cluster.template.pod_name(ordinal),
-                phase: self.phase(pod.phase),
-                latest: self.sample(scrapes.iter().find(|scrape| scrape.ordinal == ordinal)),
-                previous: self.samples.get(&ordinal).cloned(),
+            .map(|(ordinal, pod)| {
+                self.scrapes.scrape(ordinal, cluster.template.pod_name(ordinal), self.phase(pod.phase))
             })
             .collect();
-        for ((ordinal, _), pod) in fleet.pods().zip(&pods) {
-            if let Ok(sample) = &pod.latest {
-                self.samples.insert(ordinal, sample.clone());
-            }
-        }
-        self.samples.retain(|ordinal, _| fleet.pods().any(|(existing, _)| existing == *ordinal));
 
         let checked = &cluster.checked;
         let observation = decide::observe(checked, self.since_epoch(now.instant), replicas, &pods);
         let outcome = decide::decide(checked, &mut self.state, &observation);
         let observed = Observed {
             pods: &pods,
-            observation: &observation,
-            outcome: &outcome,
+            desired: outcome.desired,
+            decision: outcome.decision.as_ref(),
+            draining: &[],
+            surroundings: None,
             before: Some(&self.status),
             now: now.time,
         };
-        self.status = decide::status(checked, observed);
+        self.status = decide::status(checked, &observed);
         let wanted = outcome.replicas(checked, replicas);
         let fixed = || format!("scale from {replicas} to {wanted}: so the manifest says");
         let message = outcome.decision.map_or_else(fixed, |decision| decision.to_string());
@@ -109,11 +104,9 @@ impl Scaler {
         instant.saturating_duration_since(self.epoch)
     }
 
-    /// A pod that was not asked yet, or did not answer, is unknown; never idle.
-    fn sample(&self, scrape: Option<&Scrape>) -> Result<MetricsSample, MissingReason> {
-        let Scrape { at, page, .. } = scrape.ok_or(MissingReason::Unreachable)?;
-        let Ok(page) = page else { return Err(MissingReason::Unreachable) };
-        Ok(decide::parse(self.since_epoch(*at), &String::from_utf8_lossy(page)))
+    fn sample(&self, scrape: &Scrape) -> Result<MetricsSample, MissingReason> {
+        let Ok(page) = &scrape.page else { return Err(MissingReason::Unreachable) };
+        Ok(decide::parse(self.since_epoch(scrape.at), &String::from_utf8_lossy(page)))
     }
 
     fn phase(&self, phase: Phase) -> PodPhase {

@@ -189,7 +189,11 @@ mod tests {
     use super::*;
 
     /// What becomes of a read and how many requests it takes, when the server gives these answers in turn.
-    async fn check(answers: Vec<(u16, Option<&'static str>)>, fence: Fence, write: bool) -> (Result<(), u16>, usize) {
+    async fn check(
+        answers: Vec<(u16, Option<&'static str>)>,
+        fence: Fence,
+        write: bool,
+    ) -> (Result<(), u16>, usize) {
         let asked = Arc::new(Mutex::new(0));
         let count = Arc::clone(&asked);
         let service = service_fn(move |_: Request<Body>| {
@@ -204,7 +208,8 @@ mod tests {
             let response = response.body(http_body_util::Full::new(bytes::Bytes::from(body)));
             async move { response.map_err(BoxError::from) }
         });
-        let client = resilient(Client::new(service, "default"), Arc::new(fence), Arc::new(Metrics::new().unwrap()));
+        let client =
+            resilient(Client::new(service, "default"), Arc::new(fence), Arc::new(Metrics::new().unwrap()));
         let api: Api<ConfigMap> = Api::default_namespaced(client);
         let result = if write {
             api.create(&PostParams::default(), &ConfigMap::default()).await

@@ -18,3 +18,8 @@ pub(crate) fn now() -> Duration {
 pub(crate) fn since_unix_epoch(time: Timestamp) -> Duration {
     time.duration_since(Timestamp::UNIX_EPOCH).try_into().unwrap_or_default()
 }
+
+/// A moment of [`now`] as the API server writes it down: to the second.
+pub(crate) fn timestamp(at: Duration) -> Timestamp {
+    i64::try_from(at.as_secs()).ok().and_then(|at| Timestamp::from_second(at).ok()).unwrap_or(Timestamp::MAX)
+}

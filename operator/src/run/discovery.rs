@@ -19,7 +19,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const KINDS: [&str; 2] = ["LedgerCluster", "AlertRule"];
 
 /// Waits until the API server knows our kinds; false if `stop` came first.
-pub(crate) async fn wait_for_kinds(client: &Client, health: &Health, stop: &mut watch::Receiver<bool>) -> bool {
+pub(crate) async fn wait_for_kinds(
+    client: &Client,
+    health: &Health,
+    stop: &mut watch::Receiver<bool>,
+) -> bool {
     let mut told = String::new();
     loop {
         let why = match kinds(client, &format!("{GROUP}/{VERSION}")).await {

@@ -270,7 +270,10 @@ impl Holder {
         match tokio::time::timeout(REQUEST_TIMEOUT, replaced).await {
             Ok(Ok(_)) => tracing::info!("the lease is released"),
             Ok(Err(error)) => {
-                tracing::warn!(error = crate::local::chain(&error), "the lease could not be released; it expires");
+                tracing::warn!(
+                    error = crate::local::chain(&error),
+                    "the lease could not be released; it expires"
+                );
             }
             Err(_elapsed) => tracing::warn!("the lease could not be released in time; it expires"),
         }
@@ -279,7 +282,8 @@ impl Holder {
 
 fn seen(lease: &Lease) -> Seen {
     let spec = lease.spec.as_ref();
-    let seconds = spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+    let seconds =
+        spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
     Seen {
         holder: spec.and_then(|spec| spec.holder_identity.clone()).unwrap_or_default(),
         version: lease.metadata.resource_version.clone().unwrap_or_default(),
@@ -303,7 +307,11 @@ fn claim(before: Option<&Lease>, name: &str, identity: &str, now: Timestamp) -> 
             lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
             acquire_time: if continued { old.acquire_time } else { Some(MicroTime(now)) },
             renew_time: Some(MicroTime(now)),
-            lease_transitions: Some(if continued || before.is_none() { transitions } else { transitions + 1 }),
+            lease_transitions: Some(if continued || before.is_none() {
+                transitions
+            } else {
+                transitions + 1
+            }),
             ..old
         }),
     }

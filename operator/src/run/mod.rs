@@ -77,7 +77,9 @@ impl Error {
             Self::Client(_) => Exit::NoCluster,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Exit::AddressInUse,
             Self::Lease(_) => Exit::LeaseLost,
-            Self::Log(_) | Self::Metrics(_) | Self::Listen { .. } | Self::Start(_) | Self::Ended(_) => Exit::Failure,
+            Self::Log(_) | Self::Metrics(_) | Self::Listen { .. } | Self::Start(_) | Self::Ended(_) => {
+                Exit::Failure
+            }
         }
     }
 }
@@ -96,7 +98,9 @@ impl Scope {
     pub(crate) fn namespaces(&self) -> Vec<Option<&str>> {
         match self {
             Self::All => vec![None],
-            Self::Namespaces(namespaces) => namespaces.iter().map(|namespace| Some(namespace.as_str())).collect(),
+            Self::Namespaces(namespaces) => {
+                namespaces.iter().map(|namespace| Some(namespace.as_str())).collect()
+            }
         }
     }
 }
@@ -151,8 +155,7 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
     health.forget(Source::Controller);
     // Standing by is being ready: the next rollout step of the operator's own Deployment waits for it.
     health.wait_for(None);
-    let mut holder =
-        Holder::new(clients.lease, place, fence, Arc::clone(&metrics), Arc::clone(&health));
+    let mut holder = Holder::new(clients.lease, place, fence, Arc::clone(&metrics), Arc::clone(&health));
     if !holder.acquire(&mut stopped).await {
         return Ok(());
     }
@@ -189,7 +192,20 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
         if !*stopped.borrow() {
             return Err(Error::Ended(ended));
         }
-        let rest = async { tokio::join!(async { if ended != "the controller" { let _ended = controller.await; } }, async { if ended == "the controller" { let _ended = rules.await; } }) };
+        let rest = async {
+            tokio::join!(
+                async {
+                    if ended != "the controller" {
+                        let _ended = controller.await;
+                    }
+                },
+                async {
+                    if ended == "the controller" {
+                        let _ended = rules.await;
+                    }
+                }
+            )
+        };
         if tokio::time::timeout(STOP_TIMEOUT, rest).await.is_err() {
             tracing::warn!("not everything ended in time");
         }
@@ -224,7 +240,8 @@ fn scope(mut namespaces: Vec<String>) -> Scope {
 
 /// Who holds the lease: readable, and never what an earlier process of the same pod was called.
 fn identity(pod_name: Option<String>) -> String {
-    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
+    let host =
+        || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
     let name = pod_name.or_else(host).unwrap_or_else(|| "certeus-operator".to_owned());
     format!("{name}_{:08x}", rand::rng().random::<u32>())
 }

@@ -47,7 +47,8 @@ pub(crate) struct Seen {
 impl Seen {
     pub(crate) fn read(metadata: &ObjectMeta) -> Self {
         let owners = metadata.owner_references.iter().flatten();
-        let controller = owners.clone().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
+        let controller =
+            owners.clone().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
         Self {
             uid: metadata.uid.clone().unwrap_or_default(),
             version: version(metadata),
@@ -83,10 +84,8 @@ pub(crate) struct Workload {
     pub(crate) image: Option<String>,
     /// Annotations of the pod template.
     pub(crate) template_annotations: BTreeMap<String, String>,
-    /// Pods of the newest revision, once its controller has seen the newest specification.
-    pub(crate) updated_replicas: u32,
-    /// Whether all pods are of one revision, as far as the controller has seen.
-    pub(crate) is_rolled_out: bool,
+    /// What pods of the newest template carry as their revision.
+    pub(crate) update_revision: Option<String>,
 }
 
 impl Workload {
@@ -96,17 +95,12 @@ impl Workload {
         let template = spec.map(|spec| &spec.template);
         let container = template.and_then(|template| template.spec.as_ref()?.containers.first());
         let annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.clone());
-        let status = set.status.as_ref();
-        let observed = status.and_then(|status| status.observed_generation) >= set.metadata.generation;
         let replicas = count(spec.and_then(|spec| spec.replicas));
-        let updated = count(status.and_then(|status| status.updated_replicas));
-        let revisions = status.map(|status| (&status.current_revision, &status.update_revision));
         Self {
             replicas,
             image: container.and_then(|container| container.image.clone()),
             template_annotations: annotations.unwrap_or_default(),
-            updated_replicas: updated,
-            is_rolled_out: observed && (revisions.is_some_and(|(old, new)| old == new) || updated >= replicas),
+            update_revision: set.status.as_ref().and_then(|status| status.update_revision.clone()),
         }
     }
 }
@@ -126,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_status_is_no_change_and_everything_else_is() {
-        let seen = |generation, resource_version, label| version(&metadata(generation, resource_version, label));
+        let seen =
+            |generation, resource_version, label| version(&metadata(generation, resource_version, label));
         assert_eq!(seen(Some(1), "5", "x"), seen(Some(1), "6", "x"), "only the status changed");
         assert_ne!(seen(Some(1), "5", "x"), seen(Some(2), "6", "x"));
         assert_ne!(seen(Some(1), "5", "x"), seen(Some(1), "6", "y"));

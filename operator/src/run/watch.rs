@@ -16,18 +16,18 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::core::NamespaceScope;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::Scope;
 use super::clock;
 use super::owned::{Seen, Workload};
 use super::pods::{INSTANCE_LABEL, ObjectKey, PodSeen};
 use super::telemetry::{Health, Metrics, Source};
-use super::Scope;
 
 /// Objects of one page of a list: a hundred pods are a few hundred kilobytes.
 const PAGE_OBJECTS: u32 = 100;
@@ -138,8 +138,24 @@ impl Start<'_> {
         let ours = watcher::Config::default().labels(OURS);
         let all = watcher::Config::default();
         let clusters = self.api::<DynamicObject>(&ApiResource::erase::<LedgerCluster>(&()));
-        self.spawn(watches, "ledgerclusters", Need::Required, clusters, all.clone(), read_cluster, Change::Cluster);
-        self.spawn(watches, "pods", Need::Required, self.api::<Pod>(&()), ours.clone(), read_pod, Change::Pod);
+        self.spawn(
+            watches,
+            "ledgerclusters",
+            Need::Required,
+            clusters,
+            all.clone(),
+            read_cluster,
+            Change::Cluster,
+        );
+        self.spawn(
+            watches,
+            "pods",
+            Need::Required,
+            self.api::<Pod>(&()),
+            ours.clone(),
+            read_pod,
+            Change::Pod,
+        );
         let sets = self.api::<StatefulSet>(&());
         let set = |key, seen| Change::Owned("StatefulSet", key, seen);
         self.spawn(watches, "statefulsets", Need::Required, sets, ours.clone(), read_set, set);
@@ -148,7 +164,15 @@ impl Start<'_> {
         }
         let secrets = self.api::<PartialObjectMeta<Secret>>(&());
         let secret = |key, _seen: Option<()>| Change::Secret(key);
-        self.spawn(watches, "secrets", Need::Helpful, secrets, all.clone().fields(SECRETS), |_| Some(()), secret);
+        self.spawn(
+            watches,
+            "secrets",
+            Need::Helpful,
+            secrets,
+            all.clone().fields(SECRETS),
+            |_| Some(()),
+            secret,
+        );
         let autoscalers = self.api::<HorizontalPodAutoscaler>(&());
         let target = Change::Autoscaler;
         self.spawn(watches, "autoscalers", Need::Helpful, autoscalers, all, read_autoscaler, target);

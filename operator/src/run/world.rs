@@ -69,9 +69,13 @@ impl World {
                 let effect = match self.clusters.get(&key) {
                     None => Some(Effect::Appeared),
                     Some(old) if old.uid != seen.uid => Some(Effect::Appeared),
-                    Some(old) if old.generation != seen.generation || old.deleted != seen.deleted => Some(Effect::Changed),
+                    Some(old) if old.generation != seen.generation || old.deleted != seen.deleted => {
+                        Some(Effect::Changed)
+                    }
                     // What others write into the status is put right.
-                    Some(old) if old.status != seen.status || old.object != seen.object => Some(Effect::Around),
+                    Some(old) if old.status != seen.status || old.object != seen.object => {
+                        Some(Effect::Around)
+                    }
                     Some(_) => None,
                 };
                 self.clusters.insert(key.clone(), Arc::new(seen));
@@ -93,8 +97,11 @@ impl World {
                     Some(target) => self.autoscalers.insert(key, target),
                     None => self.autoscalers.remove(&key),
                 };
-                let concerned: BTreeSet<ObjectKey> =
-                    if before == target { BTreeSet::new() } else { before.into_iter().chain(target).collect() };
+                let concerned: BTreeSet<ObjectKey> = if before == target {
+                    BTreeSet::new()
+                } else {
+                    before.into_iter().chain(target).collect()
+                };
                 // The StatefulSet has its cluster's name.
                 let known = concerned.into_iter().filter(|key| self.clusters.contains_key(key));
                 known.map(|cluster| (cluster, Effect::Around)).collect()

@@ -8,7 +8,7 @@ use prometheus::{Encoder, TextEncoder};
 use serde::Serialize;
 
 use super::App;
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Cancelled, Phase};
 use crate::problem::{Code, Error};
 
 /// Where draining stands.
@@ -25,6 +25,7 @@ pub(crate) struct DrainReply {
 fn reply(app: &App) -> Json<DrainReply> {
     let depth = app.ledger.depth();
     let state = match app.lifecycle.phase() {
+        _ if app.lifecycle.is_restarting() => "restarting",
         Phase::Serving => "serving",
         Phase::LameDuck | Phase::Flushing => "draining",
         Phase::Drained => "drained",
@@ -42,6 +43,17 @@ fn reply(app: &App) -> Json<DrainReply> {
 pub(crate) async fn drain(State(app): State<App>) -> (StatusCode, Json<DrainReply>) {
     app.lifecycle.begin_drain();
     (StatusCode::ACCEPTED, reply(&app))
+}
+
+/// Takes the drain back. 200: the pod serves. 202: it is too late for that; the process ends once it has drained, and is
+/// then started anew. 409: the process was told to end, and goes on to drain.
+pub(crate) async fn cancel_drain(State(app): State<App>) -> (StatusCode, Json<DrainReply>) {
+    let status = match app.lifecycle.cancel_drain() {
+        Cancelled::Serving => StatusCode::OK,
+        Cancelled::Restarting => StatusCode::ACCEPTED,
+        Cancelled::Ending => StatusCode::CONFLICT,
+    };
+    (status, reply(&app))
 }
 
 /// Where draining stands.

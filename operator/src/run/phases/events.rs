@@ -1,12 +1,11 @@
 //! Kubernetes Events about a cluster: what went wrong, that it is right again, and each change of the number of pods. Only when
 //! that changes, and never so important that a reconcile fails for it.
 
-use certeus_crds::{GROUP, LastDecision, VERSION};
+use certeus_crds::{GROUP, LastDecision, LedgerClusterStatus, VERSION};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType};
 
 use super::Context;
-use super::status::Report;
 use crate::run::error::Error;
 use crate::run::pods::ObjectKey;
 use crate::run::world::Snapshot;
@@ -27,20 +26,23 @@ pub(crate) async fn publish(
     key: &ObjectKey,
     told: &mut Told,
     snapshot: &Snapshot,
-    report: &Report,
+    status: &LedgerClusterStatus,
     error: Option<&Error>,
 ) {
     let mut events = Vec::new();
-    let problem = error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
+    let problem =
+        error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
     // Trouble that passes by itself is no recovery either.
     if error.is_none() || problem.is_some() {
         events.extend(problem_event(told, snapshot, problem.as_ref()));
         told.problem = Some(problem);
     }
-    let before = told.decision.as_ref().or(snapshot.cluster.status.as_ref().and_then(|s| s.last_decision.as_ref()));
-    if let Some(decision) = &report.status.last_decision {
-        if before.is_none_or(|before| (before.from, before.to, &before.time) != (decision.from, decision.to, &decision.time))
-        {
+    let before =
+        told.decision.as_ref().or(snapshot.cluster.status.as_ref().and_then(|s| s.last_decision.as_ref()));
+    if let Some(decision) = &status.last_decision {
+        if before.is_none_or(|before| {
+            (before.from, before.to, &before.time) != (decision.from, decision.to, &decision.time)
+        }) {
             events.push(event(EventType::Normal, &decision.reason, "Scale", &decision.message));
         }
         told.decision = Some(decision.clone());
@@ -62,13 +64,18 @@ pub(crate) async fn publish(
     }
 }
 
-fn problem_event(told: &Told, snapshot: &Snapshot, problem: Option<&(&'static str, String)>) -> Option<Event> {
+fn problem_event(
+    told: &Told,
+    snapshot: &Snapshot,
+    problem: Option<&(&'static str, String)>,
+) -> Option<Event> {
     match (problem, &told.problem) {
         (Some(problem), Some(Some(before))) if problem == before => None,
         (Some((reason, message)), before) => {
             // Told by the operator before this one.
             let standing = snapshot.cluster.status.iter().flat_map(|status| &status.conditions);
-            let mut standing = standing.filter(|condition| condition.reason == *reason && condition.message == *message);
+            let mut standing =
+                standing.filter(|condition| condition.reason == *reason && condition.message == *message);
             let known = before.is_none() && standing.next().is_some();
             (!known).then(|| event(EventType::Warning, reason, "Reconcile", message))
         }

@@ -8,12 +8,15 @@ mod apply;
 mod compare;
 mod dereference;
 mod events;
+#[cfg(test)]
+mod fake_api;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use certeus_crds::LedgerClusterStatus;
 use certeus_operator::build::{self, Inputs};
 use certeus_operator::validate::{Cluster, validate};
 use kube::Client;
@@ -23,7 +26,7 @@ use super::error::Error;
 use super::owned::OwnedKey;
 use super::pod_http::PodHttp;
 use super::pods::{ObjectKey, PodDirectory, PodSeen};
-use super::scaling::{Advice, Scaler};
+use super::scaling::Scaler;
 use super::telemetry::Metrics;
 use super::world::Snapshot;
 
@@ -92,12 +95,12 @@ async fn run(
     let cluster = match validated(record, &snapshot) {
         Ok(cluster) => cluster,
         Err(error) => {
-            let report = status::Report::invalid(&snapshot, &error);
-            return finish(context, key, record, &snapshot, report, Err(error)).await;
+            let status = status::invalid(record.written.as_ref(), &snapshot, &error);
+            return finish(context, key, record, &snapshot, status, Err(error)).await;
         }
     };
     let secrets = dereference::secrets(context, &cluster, record).await;
-    let (secrets, mut problem) = match secrets {
+    let (secrets, unread) = match secrets {
         Ok(secrets) => (Some(secrets), None),
         Err(error) => (None, Some(error)),
     };
@@ -108,18 +111,20 @@ async fn run(
 
     let workload = snapshot.workload(build::workload_name(&cluster));
     let replicas = workload.map(|workload| workload.replicas);
-    let scaler = record.scaler.get_or_insert_with(|| {
-        Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake)
-    });
-    scaler.observe(Arc::clone(&cluster), replicas, pods.clone());
+    let scaler = record
+        .scaler
+        .get_or_insert_with(|| Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake));
+    scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some());
     let advice = scaler.advice();
 
     let inputs = Inputs {
-        replicas: wanted(&snapshot, &advice, replicas),
+        replicas: advice.replicas,
         // While a Secret is away, pods that have it keep running.
         secrets_hash: match &secrets {
             Some(secrets) => secrets.hash.clone(),
-            None => workload.and_then(|workload| workload.template_annotations.get(build::SECRETS_HASH).cloned()),
+            None => {
+                workload.and_then(|workload| workload.template_annotations.get(build::SECRETS_HASH).cloned())
+            }
         },
         service_monitors: snapshot.service_monitors,
         image: workload.and_then(|workload| workload.image.clone()),
@@ -127,7 +132,7 @@ async fn run(
     let objects = build::build(&cluster, &inputs);
     let mut plan = apply::Plan::new(key, &snapshot, objects.all());
     // Pods cannot start without their Secrets; a workload that runs is kept in shape all the same.
-    plan.workload = workload.is_some() || problem.is_none();
+    plan.workload = workload.is_some() || unread.is_none();
     let mut done = apply::Done::default();
     if cluster.paused {
         // Nothing is changed, and nothing is compared.
@@ -138,20 +143,20 @@ async fn run(
         if let (Some(before), true) = (replicas, done.workload) {
             count_scale(&context.metrics, before, inputs.replicas);
         }
-        problem = done.error.take().or(problem);
     }
-    let outcome = problem.map_or(Ok(()), Err);
-    let seen = status::Seen { cluster: &cluster, pods: &pods, advice: &advice, workload, done: &done };
-    let report = status::Report::new(&snapshot, &seen, outcome.as_ref().err());
-    finish(context, key, record, &snapshot, report, outcome).await
-}
-
-/// The number of pods to write. Of two autoscalers each would undo what the other did, so ours steps back.
-fn wanted(snapshot: &Snapshot, advice: &Advice, present: Option<u32>) -> u32 {
-    match (&snapshot.autoscaler, present) {
-        (Some(_), Some(present)) => present,
-        (None, _) | (Some(_), None) => advice.replicas,
-    }
+    let errors: Vec<Error> = unread.into_iter().chain(std::mem::take(&mut done.errors)).collect();
+    let seen = status::Seen {
+        cluster: &cluster,
+        pods: &pods,
+        advice: &advice,
+        workload,
+        pending: &done.pending,
+        secrets: secrets.as_ref(),
+        errors: &errors,
+    };
+    let status = status::status(record.written.as_ref(), &snapshot, &seen);
+    let outcome = errors.into_iter().next().map_or(Ok(()), Err);
+    finish(context, key, record, &snapshot, status, outcome).await
 }
 
 fn count_scale(metrics: &Metrics, before: u32, after: u32) {
@@ -182,10 +187,13 @@ async fn finish(
     key: &ObjectKey,
     record: &mut Record,
     snapshot: &Snapshot,
-    report: status::Report,
+    status: LedgerClusterStatus,
     outcome: Result<(), Error>,
 ) -> Result<(), Error> {
-    events::publish(context, key, &mut record.told, snapshot, &report, outcome.as_ref().err()).await;
-    let written = status::write(context, key, &mut record.written, snapshot, report).await;
+    events::publish(context, key, &mut record.told, snapshot, &status, outcome.as_ref().err()).await;
+    let written = status::write(context, key, &mut record.written, snapshot, status).await;
     outcome.and(written)
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,7 +88,10 @@ impl Health {
                     && now.saturating_sub(since) > WATCH_FAILING_MAX
                 {
                     let seconds = now.saturating_sub(since).as_secs();
-                    return Err(format!("the watch of {name} has failed for {seconds} s: {}", progress.failure));
+                    return Err(format!(
+                        "the watch of {name} has failed for {seconds} s: {}",
+                        progress.failure
+                    ));
                 }
             } else if now.saturating_sub(progress.last) > SILENCE_MAX {
                 return Err(format!("{source:?} has made no progress for {} s", SILENCE_MAX.as_secs()));

@@ -12,7 +12,9 @@ pub(crate) const FILTER_BYTES_MAX: usize = 1024;
 /// Why a level cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{0:?} is no log level: use error, warn, info, debug, trace, or directives such as info,kube=debug")]
+    #[error(
+        "{0:?} is no log level: use error, warn, info, debug, trace, or directives such as info,kube=debug"
+    )]
     Filter(String),
     #[error("logging is set up already")]
     Installed(#[source] TryInitError),
@@ -49,7 +51,8 @@ fn parse(level: &str) -> Result<EnvFilter, Error> {
     // The parser takes any word for a target, and an empty text for "nothing".
     let sound = |directive: &str| {
         let level = directive.rsplit('=').next().unwrap_or(directive);
-        ["error", "warn", "info", "debug", "trace", "off"].contains(&level.trim().to_ascii_lowercase().as_str())
+        ["error", "warn", "info", "debug", "trace", "off"]
+            .contains(&level.trim().to_ascii_lowercase().as_str())
     };
     if level.len() > FILTER_BYTES_MAX || !level.split(',').all(sound) {
         return Err(refused());

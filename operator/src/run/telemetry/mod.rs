@@ -11,8 +11,11 @@ pub(crate) use server::serve;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
+
+use super::scaling::ScalingMetrics;
 
 /// Reconciles of an unchanged world take well under a millisecond; a first one writes a dozen objects.
 const RECONCILE_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
@@ -50,6 +53,7 @@ pub(crate) struct Metrics {
     pub(crate) scale_writes: IntCounterVec,
     /// Kubernetes Events that could not be published.
     pub(crate) events_lost: prometheus::IntCounter,
+    pub(crate) scaling: ScalingMetrics,
 }
 
 impl Metrics {
@@ -60,43 +64,70 @@ impl Metrics {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
         };
         let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help)?);
-        let buckets = HistogramOpts::new("reconcile_duration_seconds", "Duration of reconciles of LedgerClusters.")
-            .buckets(RECONCILE_BUCKETS.to_vec());
+        let buckets =
+            HistogramOpts::new("reconcile_duration_seconds", "Duration of reconciles of LedgerClusters.")
+                .buckets(RECONCILE_BUCKETS.to_vec());
         Ok(Self {
             reconcile_seconds: registered(&registry, Histogram::with_opts(buckets)?)?,
-            reconciles: counters("reconciles_total", "Reconciles by result: ok or the class of the error.", &["result"])?,
+            reconciles: counters(
+                "reconciles_total",
+                "Reconciles by result: ok or the class of the error.",
+                &["result"],
+            )?,
             writes: counters("writes_total", "Writes to the API server.", &["kind", "verb"])?,
-            retries: counters("request_retries_total", "Requests to the API server that were sent again.", &["reason"])?,
+            retries: counters(
+                "request_retries_total",
+                "Requests to the API server that were sent again.",
+                &["reason"],
+            )?,
             drift_repairs: counters(
                 "drift_repairs_total",
                 "Owned objects that somebody else changed or deleted, and that were put right.",
                 &["kind"],
             )?,
-            orphans_removed: counters("orphans_removed_total", "Owned objects removed as no longer wanted.", &["kind"])?,
+            orphans_removed: counters(
+                "orphans_removed_total",
+                "Owned objects removed as no longer wanted.",
+                &["kind"],
+            )?,
             queue_objects: gauge("queue_objects", "LedgerClusters that wait for a reconcile.")?,
             clusters: gauge("ledger_clusters", "LedgerClusters that exist.")?,
             watch_events: counters("watch_events_total", "Events received by watches.", &["watch"])?,
             watch_errors: counters("watch_errors_total", "Failures of watches.", &["watch"])?,
             watch_last_event: registered(
                 &registry,
-                IntGaugeVec::new(Opts::new("watch_last_event_timestamp_seconds", "Time of a watch's last event."), &["watch"])?,
+                IntGaugeVec::new(
+                    Opts::new("watch_last_event_timestamp_seconds", "Time of a watch's last event."),
+                    &["watch"],
+                )?,
             )?,
             leader: gauge("leader", "1 while this process holds the lease.")?,
             lease_renewal: registered(
                 &registry,
                 Gauge::new("lease_renewal_timestamp_seconds", "Time of the last renewal of the lease.")?,
             )?,
-            scale_writes: counters("scale_writes_total", "Changes of a cluster's number of pods.", &["direction"])?,
+            scale_writes: counters(
+                "scale_writes_total",
+                "Changes of a cluster's number of pods.",
+                &["direction"],
+            )?,
             events_lost: registered(
                 &registry,
-                prometheus::IntCounter::new("events_lost_total", "Kubernetes Events that could not be published.")?,
+                prometheus::IntCounter::new(
+                    "events_lost_total",
+                    "Kubernetes Events that could not be published.",
+                )?,
             )?,
+            scaling: ScalingMetrics::new(&registry)?,
             registry,
         })
     }
 
     /// For a component's own metrics. Their names get the prefix `certeus_operator_`.
-    pub(crate) fn register<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C, prometheus::Error> {
+    pub(crate) fn register<C: Collector + Clone + 'static>(
+        &self,
+        collector: C,
+    ) -> Result<C, prometheus::Error> {
         registered(&self.registry, collector)
     }
 
@@ -108,7 +139,10 @@ impl Metrics {
     }
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
 }

@@ -35,7 +35,12 @@ struct State {
 }
 
 /// Serves until the task is dropped.
-pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, health: Arc<Health>, level: LogLevel) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    level: LogLevel,
+) {
     let state = State { metrics, health, level };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
