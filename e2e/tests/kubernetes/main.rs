@@ -8,6 +8,7 @@ mod reconcile;
 mod resources;
 mod rollout;
 mod rules;
+mod scaling;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -89,7 +89,7 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
     let _alone = crate::alone();
     let world = Installed::new("faults", false);
     let mut operator = world.operator();
-    world.create("trades", "  stopped: true\n");
+    world.create("trades", &format!("{}  stopped: true\n", fixed(1)));
     let exists = |map: Option<&ConfigMap>| map.is_some();
     world.space.wait("the first objects", "trades-config", IN_TIME, exists).unwrap();
     let front = operator.front();
@@ -116,7 +116,7 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
     for (number, (what, break_it)) in breaks.iter().enumerate() {
         let size = 1000 + number;
         break_it();
-        world.apply("trades", &format!("  stopped: true\n  ledger: {{batchSize: {size}}}\n"));
+        world.apply("trades", &format!("{}  stopped: true\n  ledger: {{batchSize: {size}}}\n", fixed(1)));
         let has_it = |map: Option<&ConfigMap>| {
             let text = map.and_then(|map| map.data.as_ref()?.get("config.yaml"));
             text.is_some_and(|text| text.contains(&format!("batchSize: {size}")))
