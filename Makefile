@@ -6,10 +6,11 @@ export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up down test e2e torture bench manifests lint fmt clean
+.PHONY: help build demo up down test e2e torture bench bench-operator manifests lint fmt clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s
+", $$1, $$2 }' Makefile
 
 build: ## Build everything, optimised
 	@scripts/setup.sh rust
@@ -42,6 +43,10 @@ torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 
 bench: build ## Print the benchmark figures; BENCH_ARGS=--quick for a short run
 	@scripts/setup.sh postgres
 	@$(BIN)/certeus-bench $(BENCH_ARGS)
+
+bench-operator: build ## Measure the operator with 1, 100 and 1,000 LedgerClusters; BENCH_ARGS="--clusters 10" for others
+	@scripts/setup.sh go
+	@$(BIN)/certeus-bench-operator $(BENCH_ARGS)
 
 manifests: ## Write what follows from crds and chart: the chart's copies of the definitions, the manifests in config
 	@scripts/setup.sh go helm

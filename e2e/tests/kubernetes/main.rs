@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod installed;
+mod load;
 mod pods;
 mod reconcile;
 mod resources;

@@ -1,163 +1,153 @@
-//! The number of pods under real load: out when there is more, in when there is less, and never an event lost.
+//! Scaling for real: the operator, the process kubelet, pods of the real data plane and load on them.
 
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use certeus_e2e::checker;
-use certeus_e2e::cluster::front::{Fault, Rule};
-use certeus_e2e::dice::Dice;
-use certeus_e2e::journal::Journal;
-use certeus_e2e::recorder::{Habits, Recorder, Targets};
-use certeus_e2e::snapshot::Snapshot;
+use certeus_crds::LedgerCluster;
+use certeus_e2e::cluster::guard::{Guard, Process};
+use certeus_e2e::cluster::kubelet::Kubelet;
+use certeus_e2e::cluster::space::Space;
+use certeus_e2e::http::{Client, Exchange, Request, request};
+use certeus_e2e::postgres::Postgres;
+use certeus_e2e::programs;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::ResourceExt;
+use serde_json::json;
 
-use crate::installed::{IN_TIME, Installed, fixed, is_ready, pods_of};
+const SOON: Duration = Duration::from_secs(90);
+const API_KEY: &str = "0123456789abcdef0123456789abcdef";
+const CLUSTER: &str = r"
+apiVersion: certeus.io/v1alpha1
+kind: LedgerCluster
+metadata: {name: demo}
+spec:
+  image: certeus/dataplane:test
+  # So little that a few clients are a surge on any machine.
+  resources: {requests: {cpu: 200m}}
+  autoscaling: {min: 1, max: 3, cooldown: 5s}
+  database: {secretRef: {name: database, key: url}}
+  security: {apiKeySecretRef: {name: database, key: api}}
+";
 
-const LEDGER: &str = "default";
-/// The goal is 3 s; this machine does much else.
-const REACTION_MAX: Duration = Duration::from_secs(15);
-/// Long enough for several decisions.
-const WATCHED: Duration = Duration::from_secs(12);
-
-fn replicas(world: &Installed) -> i32 {
-    world.space.get::<StatefulSet>("trades").unwrap().and_then(|set| set.spec?.replicas).unwrap_or(0)
+/// An operator that works in one namespace.
+fn operator(space: &Space, listen: &str) -> Process {
+    let log = |name: &str| std::fs::File::create(space.dir().join(name)).unwrap();
+    let mut command = Command::new(programs::operator().unwrap());
+    command
+        .args(["run", "--namespace", space.name(), "--lease-namespace", space.name(), "--listen", listen])
+        .args(["--pod-name", "operator", "--pod-namespace", space.name()])
+        .env_clear()
+        .env("KUBECONFIG", space.plane().kubeconfig())
+        .stdout(log("operator-out.log"))
+        .stderr(log("operator.log"));
+    Process::start(&mut command).unwrap()
 }
 
-/// Where the pods are that a Service would send requests to.
-fn serving(world: &Installed) -> Vec<std::net::SocketAddr> {
-    let pods = world.space.list::<Pod>(&pods_of("trades")).unwrap_or_default();
-    let serving = pods.iter().filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none());
-    serving.filter_map(|pod| world.kubelet.api_of(&pod.name_any())).collect()
+fn asked(set: Option<&StatefulSet>) -> i32 {
+    set.and_then(|set| set.spec.as_ref()?.replicas).unwrap_or(0)
 }
 
-#[test]
-fn load_brings_pods_and_takes_them_away_without_losing_an_event() {
-    const ONE: &str = "  autoscaling: {min: 1, max: 1, cooldown: 5s}\n  resources: {requests: {cpu: 100m}}\n";
-    const THREE: &str =
-        "  autoscaling: {min: 1, max: 3, cooldown: 5s}\n  resources: {requests: {cpu: 100m}}\n";
-    let _alone = crate::alone();
-    let world = Installed::new("load", false);
-    let operator = world.operator();
-    world.create("trades", THREE);
-    world.wait_until_ready("trades");
-    world.wait_for_pods("trades", 1);
-    world.wait_for_condition("trades", "ScalingActive", "True");
+fn ready(set: Option<&StatefulSet>) -> i32 {
+    set.and_then(|set| set.status.as_ref()?.ready_replicas).unwrap_or(0)
+}
 
-    let journal = Arc::new(Journal::create(&world.space.dir().join("journal.jsonl")).unwrap());
-    let targets = Targets::default();
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let following = scope.spawn(|| {
-            while !ended.load(Ordering::Relaxed) {
-                targets.set(serving(&world));
-                std::thread::sleep(Duration::from_millis(100));
+/// A client that sends batches to one pod after the other; stops when told, and adds what was acknowledged.
+fn client(kubelet: &Kubelet, busy: &AtomicBool, stop: &AtomicBool, acknowledged: &AtomicUsize) {
+    let line = |n: usize| format!("{{\"type\":\"load\",\"timestamp\":{},\"n\":{n}}}\n", 1_769_860_800 + n);
+    let body: String = (0..200).map(line).collect();
+    let authorization = format!("Bearer {API_KEY}");
+    let headers = [("content-type", "application/x-ndjson"), ("authorization", &authorization[..])];
+    let sent =
+        Request { method: "POST", path: "/v1/ledger/events", headers: &headers, body: body.as_bytes() };
+    for turn in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        if !busy.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let pods = kubelet.pods();
+        let address = pods.get(turn % pods.len().max(1)).and_then(|pod| kubelet.api_of(pod));
+        let Some(address) = address else { continue };
+        match Client::new(Duration::from_secs(30)).send(address, &sent) {
+            Exchange::Reply(reply) if reply.status == 201 => {
+                acknowledged.fetch_add(200, Ordering::Relaxed);
             }
-        });
-        // Ends the thread also when an assertion fails.
-        let _end = End(&ended);
-        world.wait("a pod to send to", IN_TIME, || !targets.all().is_empty());
-        let recorder = Recorder::start(&Habits::default(), &targets, &journal, &mut Dice::new(20_260_131));
+            // A pod that starts or drains says so, and others take the load.
+            Exchange::Reply(reply) => assert_eq!(reply.status, 503, "{}", reply.problem()),
+            Exchange::NotSent => {}
+            Exchange::Lost => panic!("{address} broke off a request that it had begun to read"),
+        }
+    }
+}
+
+#[test]
+fn a_surge_gets_pods_at_once_and_they_leave_in_order_without_a_loss() {
+    let _alone = crate::alone();
+    let space = Space::with_definitions("scaling").unwrap();
+    let data = space.dir().join("postgres");
+    let mut postgres = Postgres::start(&data, space.dir(), &[]).unwrap();
+    Guard::get().unwrap().note(postgres.process_id()).unwrap();
+    let url = postgres.url_through(postgres.address(), "postgres");
+    space.put_secret("database", &[("url", &url), ("api", API_KEY)]).unwrap();
+    let programs = [("certeus-dataplane", programs::dataplane().unwrap())];
+    let kubelet = Kubelet::start(&space, &programs, false).unwrap();
+    let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let _operator = operator(&space, &listen.to_string());
+    space.apply(CLUSTER).unwrap();
+    space.wait("the first pod to be ready", "demo", SOON, |set| ready(set) == 1).unwrap();
+
+    let (busy, stop, acknowledged) = (AtomicBool::new(true), AtomicBool::new(false), AtomicUsize::new(0));
+    let (busy, stop, acknowledged) = (Arc::new(busy), Arc::new(stop), Arc::new(acknowledged));
+    std::thread::scope(|scope| {
+        let clients: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| client(&kubelet, &busy, &stop, &acknowledged))).collect();
+        // Whatever fails here, the clients end with it.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let stop = Stop(&stop);
         let begun = Instant::now();
-        world.wait("the scale-out", REACTION_MAX, || replicas(&world) > 1);
-        eprintln!("from the load to the scale write: {:.1} s", begun.elapsed().as_secs_f32());
-        world.wait_for_pods("trades", 3);
-        let before = journal.acknowledged_count();
-        world.wait("load on all pods", IN_TIME, || journal.acknowledged_count() > before + 200);
-
-        // In again, with the load still on: both pods that go have something to do.
-        world.apply("trades", ONE);
-        world.wait_for_pods("trades", 1);
-        let before = journal.acknowledged_count();
-        world.wait("load on the last pod", IN_TIME, || journal.acknowledged_count() > before + 100);
-        recorder.finish().unwrap();
-        drop(_end);
-        following.join().unwrap();
+        space.wait("more pods to be asked for", "demo", SOON, |set| asked(set) > 1).unwrap();
+        eprintln!("from load to the scale write: {:.2} s", begun.elapsed().as_secs_f64());
+        space.wait("all pods to be ready", "demo", SOON, |set| asked(set) == 3 && ready(set) == 3).unwrap();
+        busy.store(false, Ordering::Relaxed);
+        let begun = Instant::now();
+        space.wait("one pod to be left", "demo", SOON, |set| asked(set) == 1).unwrap();
+        eprintln!("from rest to one pod: {:.2} s", begun.elapsed().as_secs_f64());
+        let one =
+            |set: Option<&StatefulSet>| set.and_then(|set| set.status.as_ref()?.replicas.into()) == Some(1);
+        space.wait("the others to be gone", "demo", SOON, one).unwrap();
+        drop(stop);
+        for client in clients {
+            client.join().unwrap();
+        }
     });
-    let entries = journal.entries();
-    let snapshot = Snapshot::read(&world.sql("trades"), LEDGER).unwrap();
-    let violations = checker::check(&snapshot, &entries);
-    assert!(violations.is_empty(), "{violations}");
-    assert_eq!(journal.surprises(), [""; 0]);
-    eprintln!("{} requests, {} events, none lost", entries.len(), snapshot.rows.len());
-    operator.stop().unwrap();
-}
 
-/// Says when it goes.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-#[test]
-fn kubectl_scale_drains_and_a_pod_that_does_not_drain_is_kept() {
-    let _alone = crate::alone();
-    let world = Installed::new("drain", true);
-    let operator = world.operator();
-    world.create("trades", &fixed(1));
-    world.wait_until_ready("trades");
-    world.space.kubectl(&["scale", "lc/trades", "--replicas=3"]).unwrap();
-    world.wait_for_pods("trades", 3);
-    world
-        .space
-        .kubectl(&["wait", "--for=jsonpath={.status.readyReplicas}=3", "lc/trades", "--timeout=60s"])
-        .unwrap();
-
-    // The last pod goes, the one before it refuses to.
-    let front = world.kubelet.front("trades-1").unwrap();
-    front.inject(Rule::new("POST", "/admin/drain", Fault::Refuse(503)));
-    world.space.kubectl(&["scale", "lc/trades", "--replicas=1"]).unwrap();
-    world.wait("the last pod to drain", IN_TIME, || replicas(&world) == 2);
-    world.wait("the other one to be asked", IN_TIME, || {
-        front.seen().iter().any(|seen| seen.method == "POST" && seen.path == "/admin/drain" && seen.broken)
-    });
-    // Everything else goes on.
-    world.apply("trades", &format!("{}  ledger: {{batchSize: 999}}\n", fixed(1)));
-    let has_it = |map: Option<&ConfigMap>| {
-        let text = map.and_then(|map| map.data.as_ref()?.get("config.yaml"));
-        text.is_some_and(|text| text.contains("batchSize: 999"))
+    let page = request(listen, "GET", "/metrics").unwrap();
+    let page = String::from_utf8_lossy(&page.body).into_owned();
+    let drained = "certeus_operator_drains_total{result=\"drained\"} 2";
+    assert!(page.contains(drained), "{page}");
+    let change = |cluster: Option<&LedgerCluster>| {
+        let status = cluster.and_then(|cluster| cluster.status.as_ref());
+        status.and_then(|status| Some(status.last_decision.as_ref()?.reason == "ScaleDown")) == Some(true)
+            && status.is_some_and(|status| status.draining.is_empty())
     };
-    world.space.wait("another change", "trades-config", IN_TIME, has_it).unwrap();
-    std::thread::sleep(WATCHED);
-    assert_eq!(replicas(&world), 2, "a pod was removed that had not drained");
-    for pod in world.kubelet.pods() {
-        world.kubelet.front(&pod).unwrap().heal();
-    }
-    world.wait("the scale-in to end", IN_TIME * 2, || replicas(&world) == 1);
-    world.wait_for_pods("trades", 1);
-    operator.stop().unwrap();
-}
+    space.wait("the status to tell", "demo", SOON, change).unwrap();
+    let sql = postgres.connect("postgres").unwrap();
+    let stored: i64 = sql.query("SELECT count(*) FROM certeus.events", &[]).unwrap()[0].get(0);
+    assert_eq!(usize::try_from(stored).unwrap(), acknowledged.load(Ordering::Relaxed));
 
-#[test]
-fn pods_that_cannot_be_measured_are_not_removed() {
-    const THREE: &str = "  autoscaling: {min: 3, max: 3, cooldown: 1s}\n";
-    const FEWER: &str = "  autoscaling: {min: 1, max: 3, cooldown: 1s}\n";
-    let _alone = crate::alone();
-    let world = Installed::new("blind", true);
-    let operator = world.operator();
-    world.create("trades", THREE);
-    world.wait_until_ready("trades");
-    world.wait_for_pods("trades", 3);
-    world.wait_for_condition("trades", "ScalingActive", "True");
-    let fronts: Vec<_> = world.kubelet.pods().iter().map(|pod| world.kubelet.front(pod).unwrap()).collect();
-    for front in &fronts {
-        front.inject(Rule::new("GET", "/metrics", Fault::Hang));
-    }
-    let (reason, message) = world.wait_for_condition("trades", "ScalingActive", "False");
-    assert_eq!(reason, "MeasurementFailed", "{message}");
-    world.apply("trades", FEWER);
-    std::thread::sleep(WATCHED);
-    assert_eq!(replicas(&world), 3, "pods were removed that nobody could measure");
-    for front in &fronts {
-        front.heal();
-    }
-    world.wait_for_condition("trades", "ScalingActive", "True");
-    world.wait("the scale-in", IN_TIME, || replicas(&world) == 1);
-    world.wait_for_pods("trades", 1);
-    operator.stop().unwrap();
+    // Stopped: all go, in order, and the volumes stay.
+    space.patch::<LedgerCluster>("demo", &json!({ "spec": { "stopped": true } })).unwrap();
+    let none =
+        |set: Option<&StatefulSet>| set.and_then(|set| set.status.as_ref()?.replicas.into()) == Some(0);
+    space.wait("the cluster to be stopped", "demo", SOON, none).unwrap();
+    drop(kubelet);
+    postgres.stop().unwrap();
 }
