@@ -2,9 +2,7 @@
 //! nothing changed: the last decision stays the last for another number of pods, and measured values move in steps.
 
 use certeus_autoscale::{Decision, Reason};
-use certeus_crds::{
-    DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus,
-};
+use certeus_crds::{DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 

@@ -17,6 +17,10 @@ use super::pods::PodSeen;
 
 /// For connection, request and reply together, unless the caller has less time.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
+/// The library's constant has the type that Kubernetes gives ports.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked beside it")]
+const ADMIN: u16 = ADMIN_PORT as u16;
+const _: () = assert!(ADMIN as i32 == ADMIN_PORT);
 /// A page of metrics is some tens of kilobytes.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A reply's head fits in.
@@ -88,7 +92,7 @@ impl PodHttp {
         json: Option<Bytes>,
         timeout: Duration,
     ) -> Result<Reply, Error> {
-        let address = SocketAddr::new(pod.ip.ok_or(Error::NoAddress)?, ADMIN_PORT.unsigned_abs() as u16);
+        let address = SocketAddr::new(pod.ip.ok_or(Error::NoAddress)?, ADMIN);
         let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
         if let Some(key) = &pod.key {
             let value = HeaderValue::try_from(format!("Bearer {}", key.secret_text()));
