@@ -19,11 +19,11 @@ use super::{EVERYTHING, chart, objects, run_helm, template, text};
 const SYSTEM: &str = "certeus-system";
 
 /// What the operator may do in a namespace that it watches: group, resources, verbs.
-const RIGHTS: [(&str, &str, &str); 12] = [
+const RIGHTS: [(&str, &str, &str); 13] = [
     ("certeus.io", "ledgerclusters", "get list watch"),
     ("certeus.io", "alertrules", "get list watch patch"),
-    ("certeus.io", "ledgerclusters/status alertrules/status", "get patch"),
-    ("certeus.io", "ledgerclusters/finalizers alertrules/finalizers", "update"),
+    ("certeus.io", "ledgerclusters/status alertrules/status", "patch"),
+    ("certeus.io", "ledgerclusters/finalizers", "update"),
     ("", "configmaps services serviceaccounts", "get list watch create patch delete"),
     ("apps", "statefulsets", "get list watch create patch delete"),
     ("policy", "poddisruptionbudgets", "get list watch create patch delete"),
@@ -32,9 +32,6 @@ const RIGHTS: [(&str, &str, &str); 12] = [
     ("", "secrets", "get list watch create"),
     ("", "pods", "get list watch"),
     ("autoscaling", "horizontalpodautoscalers", "list watch"),
-];
-const MORE_RIGHTS: [(&str, &str, &str); 2] = [
-    ("monitoring.coreos.com", "prometheusrules", "get list watch"),
     ("events.k8s.io", "events", "create patch"),
 ];
 const LEASE_RIGHTS: [&str; 3] = [
@@ -171,7 +168,7 @@ fn assert_rights(space: &Space, account: (&str, &str), namespace: &str, expected
 
 fn expected_rights() -> BTreeSet<String> {
     let mut all = BTreeSet::new();
-    for (group, resources, verbs) in RIGHTS.iter().chain(&MORE_RIGHTS) {
+    for (group, resources, verbs) in RIGHTS {
         for resource in resources.split(' ') {
             all.extend(verbs.split(' ').map(|verb| format!("{verb} {group}/{resource}")));
         }
