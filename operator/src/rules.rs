@@ -90,9 +90,13 @@ pub fn validate(object: &AlertRule) -> Result<Accepted, Vec<FieldError>> {
         notify: object.spec.notify.iter().map(Target::from).collect(),
     };
     let too_large = |problem: String| vec![FieldError::new("spec", problem)];
-    let body = serde_json::to_vec(&body).map_err(|error| too_large(format!("cannot be written as JSON: {error}")))?;
+    let body = serde_json::to_vec(&body)
+        .map_err(|error| too_large(format!("cannot be written as JSON: {error}")))?;
     if body.len() > BODY_BYTES_MAX {
-        return Err(too_large(format!("has {} bytes as JSON; pods take at most {BODY_BYTES_MAX}", body.len())));
+        return Err(too_large(format!(
+            "has {} bytes as JSON; pods take at most {BODY_BYTES_MAX}",
+            body.len()
+        )));
     }
     let rules = object.spec.groups.iter().map(|group| group.rules.len()).sum();
     Ok(Accepted { body: body.into(), groups: object.spec.groups.len(), rules })
@@ -125,7 +129,12 @@ fn check_group(index: usize, group: &RuleGroup, errors: &mut Vec<FieldError>) {
         check_rule(&place, errors);
         // Prometheus' own mixins have rules of one name and different expressions in a group: only a copy is a mistake.
         if !seen.insert((&rule.alert, &rule.record, &rule.labels, rule.expr.trim())) {
-            errors.push(place.error("", "is a copy of an earlier rule of the group: name, labels and expr are the same"));
+            errors.push(
+                place.error(
+                    "",
+                    "is a copy of an earlier rule of the group: name, labels and expr are the same",
+                ),
+            );
         }
     }
 }
@@ -214,11 +223,19 @@ fn check_target(index: usize, target: &NotifyTarget, errors: &mut Vec<FieldError
     let Some(url) = &target.url else { return };
     let name = &target.name;
     let Ok(uri) = url.parse::<Uri>() else {
-        return wrong("url", format!("target {name:?}: is not an address such as https://alerts.example.com/hook"));
+        return wrong(
+            "url",
+            format!("target {name:?}: is not an address such as https://alerts.example.com/hook"),
+        );
     };
     match uri.authority() {
         Some(authority) if authority.as_str().contains('@') => {
-            wrong("url", format!("target {name:?}: has a user or a password in it; put it into a Secret (urlSecretRef)"));
+            wrong(
+                "url",
+                format!(
+                    "target {name:?}: has a user or a password in it; put it into a Secret (urlSecretRef)"
+                ),
+            );
         }
         Some(authority) if !authority.host().is_empty() => {}
         Some(_) | None => wrong("url", format!("target {name:?}: names no host")),

@@ -11,7 +11,7 @@ mod store;
 mod tests;
 
 pub use document::{Document, Group, Invalid, Key, Period, Rule, SecretKey, Target};
-pub use store::{Error, SETS_MAX, Stored, Store, TOTAL_BYTES_MAX};
+pub use store::{Error, SETS_MAX, Store, Stored, TOTAL_BYTES_MAX};
 
 /// Bytes of one document, as JSON.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;

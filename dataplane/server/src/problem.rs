@@ -155,9 +155,7 @@ impl Code {
             | Self::Draining
             | Self::OutcomeUnknown
             | Self::LogRefused
-            | Self::RulesNotWritten => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            | Self::RulesNotWritten => StatusCode::SERVICE_UNAVAILABLE,
             Self::SealingOff => StatusCode::NOT_IMPLEMENTED,
             Self::NotSealed | Self::RidReused => StatusCode::CONFLICT,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

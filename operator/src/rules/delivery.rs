@@ -79,7 +79,8 @@ pub fn plan(wanted: &BTreeMap<(&str, &str), Wanted<'_>>, loaded: &Loaded) -> Pla
         }
     }
     let puts = missing.iter().filter(|(_, wanted)| wanted.is_accepted);
-    plan.steps.extend(puts.map(|((namespace, name), _)| Step::Put((*namespace).to_owned(), (*name).to_owned())));
+    plan.steps
+        .extend(puts.map(|((namespace, name), _)| Step::Put((*namespace).to_owned(), (*name).to_owned())));
     plan
 }
 

@@ -39,7 +39,8 @@ fn check_size(expr: &str) -> Result<(), String> {
         }
     }
     let words = expr.split(|c: char| c != '_' && c != ':' && !c.is_alphanumeric());
-    operators += words.filter(|word| OPERATOR_WORDS.iter().any(|known| known.eq_ignore_ascii_case(word))).count();
+    operators +=
+        words.filter(|word| OPERATOR_WORDS.iter().any(|known| known.eq_ignore_ascii_case(word))).count();
     if operators > OPERATORS_MAX {
         return Err(format!("has more than {OPERATORS_MAX} operators"));
     }

@@ -89,7 +89,8 @@ fn accepted_condition(
 ) -> Finding {
     let (holds, reason, message) = match (verdict, total) {
         (Err(errors), _) => {
-            let mut told: Vec<String> = errors.iter().take(ERRORS_TOLD_MAX).map(ToString::to_string).collect();
+            let mut told: Vec<String> =
+                errors.iter().take(ERRORS_TOLD_MAX).map(ToString::to_string).collect();
             if errors.len() > ERRORS_TOLD_MAX {
                 told.push(format!("and {} more", errors.len() - ERRORS_TOLD_MAX));
             }
@@ -108,7 +109,11 @@ fn accepted_condition(
 fn loaded_condition(is_accepted: bool, loaded: u32, total: u32, error: Option<&str>) -> Finding {
     let count = format!("{loaded} of {total} pods have loaded this generation");
     let (holds, reason, message) = match (is_accepted, loaded, total, error) {
-        (false, ..) => (false, "NotAccepted", "rules that are not accepted are not sent; pods keep an earlier generation".into()),
+        (false, ..) => (
+            false,
+            "NotAccepted",
+            "rules that are not accepted are not sent; pods keep an earlier generation".into(),
+        ),
         (true, _, 0, _) => (false, "NoPods", "the cluster has no pods".to_owned()),
         (true, loaded, total, _) if loaded >= total => (true, "AllPods", count),
         (true, .., Some(error)) => (false, "DeliveryFailed", format!("{count}; {error}")),

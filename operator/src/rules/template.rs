@@ -366,7 +366,8 @@ impl<'a> Checker<'a> {
         loop {
             let name_at = self.at;
             if !self.skip("$") {
-                return self.wrong(self.at, format!("a variable such as $x is missing before {}", self.found()));
+                return self
+                    .wrong(self.at, format!("a variable such as $x is missing before {}", self.found()));
             }
             let name = self.word();
             self.at += name.len();
@@ -403,7 +404,10 @@ impl<'a> Checker<'a> {
     /// Whether a command ends here; `spaced` says whether white space came before.
     fn command_ends(&self, spaced: bool) -> bool {
         let rest = self.rest();
-        rest.is_empty() || rest.starts_with("}}") || rest.starts_with(['|', ')']) || spaced && rest.starts_with("-}}")
+        rest.is_empty()
+            || rest.starts_with("}}")
+            || rest.starts_with(['|', ')'])
+            || spaced && rest.starts_with("-}}")
     }
 
     /// A function with its arguments, or a value.
@@ -577,7 +581,9 @@ impl<'a> Checker<'a> {
         let is_number = match prefixed {
             Some((digits, radix)) => u64::from_str_radix(digits, radix).is_ok(),
             // Rust also reads "inf" and "nan", which Go does not.
-            None => digits.starts_with(|c: char| c == '.' || c.is_ascii_digit()) && digits.parse::<f64>().is_ok(),
+            None => {
+                digits.starts_with(|c: char| c == '.' || c.is_ascii_digit()) && digits.parse::<f64>().is_ok()
+            }
         };
         if !is_number {
             let text = if end == 0 { self.found() } else { rest[..end].to_owned() };

@@ -60,28 +60,84 @@ fn every_mistake_is_named_with_group_rule_and_field() {
     let alert = |field: &str| format!("{ALERT}/{field}");
     let copy = json!({ "alert": "Down", "expr": " up == 0 ", "labels": { "severity": "page" } });
     let cases: [(String, Value, &str); 22] = [
-        (alert("expr"), json!("up =="), r#"spec.groups[0].rules[1].expr: group "g", alert "Down": is not PromQL: "#),
-        (record("expr"), json!("up[5m]"), r#"spec.groups[0].rules[0].expr: group "g", record "job:up:sum": gives a matrix; "#),
-        (alert("alert"), json!("a\nb"), "rules[1].alert: group \"g\", alert \"a\\nb\": must not contain control characters"),
+        (
+            alert("expr"),
+            json!("up =="),
+            r#"spec.groups[0].rules[1].expr: group "g", alert "Down": is not PromQL: "#,
+        ),
+        (
+            record("expr"),
+            json!("up[5m]"),
+            r#"spec.groups[0].rules[0].expr: group "g", record "job:up:sum": gives a matrix; "#,
+        ),
+        (
+            alert("alert"),
+            json!("a\nb"),
+            "rules[1].alert: group \"g\", alert \"a\\nb\": must not contain control characters",
+        ),
         (alert("alert"), json!(" "), "rules[1].alert: group \"g\", alert \" \": must not be empty"),
-        (record("record"), json!("up{a=\"b\"}"), "rules[0].record: group \"g\", record \"up{a=\\\"b\\\"}\": must be a name without"),
+        (
+            record("record"),
+            json!("up{a=\"b\"}"),
+            "rules[0].record: group \"g\", record \"up{a=\\\"b\\\"}\": must be a name without",
+        ),
         (alert("for"), json!("90d"), "rules[1].for: group \"g\", alert \"Down\": must be at most 31d"),
-        (alert("keep_firing_for"), json!("32d"), "rules[1].keep_firing_for: group \"g\", alert \"Down\": must be at most 31d"),
-        (alert("labels"), json!({ "__name__": "x" }), "rules[1].labels.__name__: group \"g\", alert \"Down\": the name of a series"),
+        (
+            alert("keep_firing_for"),
+            json!("32d"),
+            "rules[1].keep_firing_for: group \"g\", alert \"Down\": must be at most 31d",
+        ),
+        (
+            alert("labels"),
+            json!({ "__name__": "x" }),
+            "rules[1].labels.__name__: group \"g\", alert \"Down\": the name of a series",
+        ),
         (alert("labels"), json!({ "": "x" }), "the name must not be empty"),
-        (alert("labels"), json!({ "a": "{{ $x }}" }), "rules[1].labels.a: group \"g\", alert \"Down\": not a valid template: line 1, column 4: there is no variable $x"),
-        (alert("annotations"), json!({ "a": "é\n {{ humanize" }), "rules[1].annotations.a: group \"g\", alert \"Down\": not a valid template: line 2, column 5: humanize takes"),
-        (record("annotations"), json!({ "a": "b" }), "rules[0]: for, keep_firing_for and annotations belong to alerting rules only"),
+        (
+            alert("labels"),
+            json!({ "a": "{{ $x }}" }),
+            "rules[1].labels.a: group \"g\", alert \"Down\": not a valid template: line 1, column 4: there is no variable $x",
+        ),
+        (
+            alert("annotations"),
+            json!({ "a": "é\n {{ humanize" }),
+            "rules[1].annotations.a: group \"g\", alert \"Down\": not a valid template: line 2, column 5: humanize takes",
+        ),
+        (
+            record("annotations"),
+            json!({ "a": "b" }),
+            "rules[0]: for, keep_firing_for and annotations belong to alerting rules only",
+        ),
         (record("alert"), json!("Both"), "rules[0]: exactly one of alert and record"),
         (RECORD.to_owned(), copy, "rules[1]: group \"g\", alert \"Down\": is a copy of an earlier rule"),
         ("/spec/groups/0/interval".to_owned(), json!("0s"), "spec.groups[0].interval: must be above 0s"),
-        ("/spec/groups/0/interval".to_owned(), json!("10ms"), "spec.groups[0].interval: group \"g\": must be from 1s to 1d"),
-        ("/spec/groups/0/interval".to_owned(), json!("2d"), "spec.groups[0].interval: group \"g\": must be from 1s to 1d"),
+        (
+            "/spec/groups/0/interval".to_owned(),
+            json!("10ms"),
+            "spec.groups[0].interval: group \"g\": must be from 1s to 1d",
+        ),
+        (
+            "/spec/groups/0/interval".to_owned(),
+            json!("2d"),
+            "spec.groups[0].interval: group \"g\": must be from 1s to 1d",
+        ),
         ("/spec/notify/0/name".to_owned(), json!("secret"), "spec.notify"),
-        ("/spec/notify/0/url".to_owned(), json!("https://hush:hush@x/"), "spec.notify[0].url: target \"team\": has a user or a password"),
-        ("/spec/notify/0/url".to_owned(), json!("https://hush hush/"), "spec.notify[0].url: target \"team\": is not an address"),
+        (
+            "/spec/notify/0/url".to_owned(),
+            json!("https://hush:hush@x/"),
+            "spec.notify[0].url: target \"team\": has a user or a password",
+        ),
+        (
+            "/spec/notify/0/url".to_owned(),
+            json!("https://hush hush/"),
+            "spec.notify[0].url: target \"team\": is not an address",
+        ),
         ("/spec/notify/0/url".to_owned(), json!("https:///hush"), "spec.notify[0].url: target \"team\": "),
-        ("/spec/notify/0/urlSecretRef".to_owned(), json!({ "name": "a", "key": "b" }), "spec.notify[0]: exactly one of url"),
+        (
+            "/spec/notify/0/urlSecretRef".to_owned(),
+            json!({ "name": "a", "key": "b" }),
+            "spec.notify[0]: exactly one of url",
+        ),
     ];
     for (pointer, value, expected) in cases {
         let errors = validate(&object(&[(&pointer, value.clone())])).expect_err(&pointer);
@@ -108,7 +164,9 @@ fn the_samples_are_valid() {
     validate(&AlertRule::read(value).unwrap()).unwrap();
 }
 
-fn wanted(list: &[(&'static str, &'static str, i64, bool)]) -> BTreeMap<(&'static str, &'static str), Wanted<'static>> {
+fn wanted(
+    list: &[(&'static str, &'static str, i64, bool)],
+) -> BTreeMap<(&'static str, &'static str), Wanted<'static>> {
     let of = |&(name, uid, generation, is_accepted)| (("ns", name), Wanted { uid, generation, is_accepted });
     list.iter().map(of).collect()
 }
@@ -191,7 +249,8 @@ fn the_status_says_how_far_the_rules_came() {
     let error = Some("pod demo-1: no reply");
     check(Ok(()), some(1, 2, error), [valid, failed], error);
     check(Ok(()), some(0, 0, None), [valid, "Loaded=False NoPods: the cluster has no pods"], None);
-    let kept = "Loaded=False NotAccepted: rules that are not accepted are not sent; pods keep an earlier generation";
+    let kept =
+        "Loaded=False NotAccepted: rules that are not accepted are not sent; pods keep an earlier generation";
     let missing = "there is no LedgerCluster \"demo\" in this namespace";
     let not_found = format!("Accepted=False ClusterNotFound: {missing}");
     check(Ok(()), Delivery::default(), [&not_found, kept], Some(missing));
@@ -205,7 +264,8 @@ fn the_status_says_how_far_the_rules_came() {
     let times: Vec<Timestamp> = worse.conditions.iter().map(|c| c.last_transition_time.0).collect();
     assert_eq!(times, [then, now]);
 
-    let many: Vec<FieldError> = (0..400).map(|n| FieldError::new(format!("spec.é{n}"), "é".repeat(200))).collect();
+    let many: Vec<FieldError> =
+        (0..400).map(|n| FieldError::new(format!("spec.é{n}"), "é".repeat(200))).collect();
     let subject = Subject { generation: None, cluster: "demo", before: None, verdict: Err(&many) };
     let long = status(subject, some(0, 1, None), now);
     assert!(long.last_error.unwrap().chars().count() <= 1024 + 3);

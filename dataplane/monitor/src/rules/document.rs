@@ -51,11 +51,19 @@ impl Key {
         for (path, text, length_max, dots) in
             [("namespace", namespace, 63, false), ("name", name, NAME_LENGTH_MAX, true)]
         {
-            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || dots && b == b'.';
+            let plain =
+                |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || dots && b == b'.';
             let ends = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
             let bytes = text.as_bytes();
-            if !bytes.iter().copied().all(plain) || !ends(bytes.first()) || !ends(bytes.last()) || bytes.len() > length_max {
-                return invalid(path, format!("must be at most {length_max} lower-case letters, digits and dashes"));
+            if !bytes.iter().copied().all(plain)
+                || !ends(bytes.first())
+                || !ends(bytes.last())
+                || bytes.len() > length_max
+            {
+                return invalid(
+                    path,
+                    format!("must be at most {length_max} lower-case letters, digits and dashes"),
+                );
             }
         }
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
@@ -166,9 +174,8 @@ impl Document {
     /// The first thing that is wrong with it.
     pub fn parse(json: &[u8]) -> Result<Self, Invalid> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let document: Self = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| Invalid {
-            path: error.path().to_string(),
-            problem: error.into_inner().to_string(),
+        let document: Self = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            Invalid { path: error.path().to_string(), problem: error.into_inner().to_string() }
         })?;
         deserializer.end().or_else(|error| invalid(".", error.to_string()))?;
         document.check()?;
@@ -219,7 +226,10 @@ impl Rule {
             (None, Some(record)) => {
                 check_name(&format!("{path}.record"), record)?;
                 if hold_for.is_some() || keep_firing_for.is_some() || !annotations.is_empty() {
-                    return invalid(path, "for, keep_firing_for and annotations belong to alerting rules only");
+                    return invalid(
+                        path,
+                        "for, keep_firing_for and annotations belong to alerting rules only",
+                    );
                 }
             }
             (Some(_), Some(_)) | (None, None) => {

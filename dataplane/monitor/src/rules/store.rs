@@ -91,8 +91,14 @@ impl Metrics {
         Ok(Self {
             sets: gauge("certeus_rules_objects", "Objects whose rules are loaded.")?,
             bytes: gauge("certeus_rules_bytes", "Bytes of all loaded rules as JSON.")?,
-            unusable: counter("certeus_rules_unusable_files_total", "Files of rules that could not be read back.")?,
-            write_failures: counter("certeus_rules_write_failures_total", "Rules that could not be written or removed.")?,
+            unusable: counter(
+                "certeus_rules_unusable_files_total",
+                "Files of rules that could not be read back.",
+            )?,
+            write_failures: counter(
+                "certeus_rules_write_failures_total",
+                "Rules that could not be written or removed.",
+            )?,
         })
     }
 }
@@ -180,7 +186,8 @@ impl Store {
     /// Everything that is loaded, in order of the keys.
     #[must_use]
     pub fn list(&self) -> Vec<Stored> {
-        let stored = |(key, entry): (&Key, &Entry)| Stored { key: key.clone(), document: Arc::clone(&entry.document) };
+        let stored =
+            |(key, entry): (&Key, &Entry)| Stored { key: key.clone(), document: Arc::clone(&entry.document) };
         self.state().documents.iter().map(stored).collect()
     }
 

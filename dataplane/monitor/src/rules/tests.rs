@@ -53,7 +53,8 @@ fn metric(registry: &Registry, name: &str) -> f64 {
 
 /// Name, identity and generation of all that is loaded.
 fn names(store: &Store) -> Vec<(String, String, i64)> {
-    let of = |stored: Stored| (stored.key.to_string(), stored.document.uid.clone(), stored.document.generation);
+    let of =
+        |stored: Stored| (stored.key.to_string(), stored.document.uid.clone(), stored.document.generation);
     store.list().into_iter().map(of).collect()
 }
 
@@ -104,7 +105,9 @@ fn what_has_another_form_is_refused_with_its_place() {
     for bad in [&b"{"[..], b"", b"[]", b"\xff", b"{} {}"] {
         assert!(Document::parse(bad).is_err(), "{bad:?}");
     }
-    for (namespace, name) in [("", "a"), ("a.b", "a"), ("a", ""), ("a", "A"), ("a", "../x"), ("a", "-a"), ("a", "a/b")] {
+    for (namespace, name) in
+        [("", "a"), ("a.b", "a"), ("a", ""), ("a", "A"), ("a", "../x"), ("a", "-a"), ("a", "a/b")]
+    {
         assert!(Key::new(namespace, name).is_err(), "{namespace} {name}");
     }
     assert!(Key::new("a", &"x".repeat(254)).is_err() && Key::new("a-1", "b.c-2").is_ok());
@@ -139,7 +142,10 @@ fn rules_survive_a_restart() {
     fs::write(path.join("left.unfinished"), "half").unwrap();
     let (store, registry) = open(&path);
     assert_eq!(store.list(), before);
-    assert_eq!(names(&store), [("ns/a".to_owned(), "u".to_owned(), 7), ("ns/c".to_owned(), "u".to_owned(), 3)]);
+    assert_eq!(
+        names(&store),
+        [("ns/a".to_owned(), "u".to_owned(), 7), ("ns/c".to_owned(), "u".to_owned(), 3)]
+    );
     assert_eq!(metric(&registry, "certeus_rules_objects"), 2.0);
     assert_eq!(metric(&registry, "certeus_rules_unusable_files_total"), 0.0);
     assert!(!path.join("left.unfinished").exists());
@@ -210,7 +216,8 @@ fn there_is_room_for_so_many_and_no_more() {
     let json = document(&[("/groups/0/rules/1/annotations", annotations)]).to_string();
     assert!(json.len() < DOCUMENT_BYTES_MAX);
     let large = Document::parse(json.as_bytes()).unwrap();
-    let taken = (0..SETS_MAX).take_while(|n| store.put(&key(&format!("r{n}")), large.clone()).is_ok()).count();
+    let taken =
+        (0..SETS_MAX).take_while(|n| store.put(&key(&format!("r{n}")), large.clone()).is_ok()).count();
     assert_eq!(taken, TOTAL_BYTES_MAX / DOCUMENT_BYTES_MAX);
     assert!(matches!(store.put(&key("more"), large.clone()), Err(Error::TooLarge)));
     store.delete(&key("r0")).unwrap();

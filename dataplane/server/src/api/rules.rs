@@ -6,7 +6,9 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
-use certeus_monitor::rules::{DOCUMENT_BYTES_MAX, Document, Error as RulesError, Group, Key, Period, Rule, Stored};
+use certeus_monitor::rules::{
+    DOCUMENT_BYTES_MAX, Document, Error as RulesError, Group, Key, Period, Rule, Stored,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -52,7 +54,8 @@ pub(crate) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Loaded>, Error> {
-    let key = Key::new(&namespace, &name).map_err(|error| Error::new(Code::InvalidRules, error.to_string()))?;
+    let key =
+        Key::new(&namespace, &name).map_err(|error| Error::new(Code::InvalidRules, error.to_string()))?;
     let body = receive(&headers, body, DOCUMENT_BYTES_MAX, &app.budget).await?;
     let document =
         Document::parse(&body.bytes).map_err(|error| Error::new(Code::InvalidRules, error.to_string()))?;
@@ -77,7 +80,8 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RulesError> + Send + 'static,
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::new(Code::Internal, format!("the rules were not changed: {error}")))?.map_err(Error::from)
+    done.map_err(|error| Error::new(Code::Internal, format!("the rules were not changed: {error}")))?
+        .map_err(Error::from)
 }
 
 /// The rules in the form of Prometheus' own API.
@@ -150,7 +154,10 @@ const UNKNOWN: &str = "unknown";
     (status = 200, description = "The rules", body = RulesReply),
     (status = 400, description = "Filters are not supported", body = crate::problem::Problem),
 ))]
-pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Json<RulesReply>, Error> {
+pub(crate) async fn list(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<RulesReply>, Error> {
     // Who asks for some of the rules must not take all of them for these.
     if query.is_some_and(|query| !query.is_empty()) {
         return Err(Error::new(Code::InvalidRequest, "this list takes no parameters"));

@@ -187,9 +187,8 @@ impl Keeper {
             let Some(cluster) = self.queue.next(now) else { return };
             let pods = self.pods.pods(&cluster);
             let names = self.clusters.get(&cluster).into_iter().flatten();
-            let rules: BTreeMap<ObjectKey, Arc<RuleSeen>> = names
-                .filter_map(|name| Some((name.clone(), Arc::clone(self.rules.get(name)?))))
-                .collect();
+            let rules: BTreeMap<ObjectKey, Arc<RuleSeen>> =
+                names.filter_map(|name| Some((name.clone(), Arc::clone(self.rules.get(name)?)))).collect();
             let memory = self.memories.remove(&cluster).unwrap_or_default();
             if pods.is_none() && rules.is_empty() {
                 self.queue.forget(&cluster);

@@ -59,7 +59,8 @@ pub(super) async fn deliver(
         Err(error) => return Outcome { error: Some(error), ..outcome },
     };
     outcome.has_answered = true;
-    outcome.present = loaded.rules.iter().map(|rules| (rules.namespace.clone(), rules.name.clone())).collect();
+    outcome.present =
+        loaded.rules.iter().map(|rules| (rules.namespace.clone(), rules.name.clone())).collect();
     let plan = plan(wanted, &loaded);
     outcome.loaded = plan.loaded.into_iter().collect();
     for step in plan.steps {

@@ -61,7 +61,8 @@ impl Tools {
     ) -> Result<Self, prometheus::Error> {
         let objects = metrics.register(IntGauge::new("alert_rules", "AlertRules that exist.")?)?;
         let help = "Rules brought to pods by result: sent, removed, refused, or unreachable (once for each pod and round).";
-        let deliveries = metrics.register(IntCounterVec::new(Opts::new("rule_deliveries_total", help), &["result"])?)?;
+        let deliveries =
+            metrics.register(IntCounterVec::new(Opts::new("rule_deliveries_total", help), &["result"])?)?;
         Ok(Self { client, http, recorder, metrics, objects, deliveries })
     }
 
@@ -228,9 +229,14 @@ async fn write_finalizers(
     let patch = json!({ "metadata": {
         "uid": rule.uid, "resourceVersion": rule.resource_version, "finalizers": finalizers,
     } });
-    let written = tools.api(&key.namespace).patch_metadata(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    let written = tools
+        .api(&key.namespace)
+        .patch_metadata(&key.name, &PatchParams::default(), &Patch::Merge(patch))
+        .await;
     tools.metrics.writes.with_label_values(&[KIND, "finalize"]).inc();
-    written.map(drop).map_err(|error| Error::api(format!("write the finalizers of {KIND} {}", key.name), error))
+    written
+        .map(drop)
+        .map_err(|error| Error::api(format!("write the finalizers of {KIND} {}", key.name), error))
 }
 
 /// Speaks to every pod that runs.
@@ -282,7 +288,8 @@ async fn report(
     let (now, time) = (clock::now(), Timestamp::now());
     // Whole seconds, as the API server keeps them.
     let time = Timestamp::from_second(time.as_second()).unwrap_or(time);
-    let total = pods.map(|pods| u32::try_from(pods.iter().filter(|pod| counts(pod)).count()).unwrap_or(u32::MAX));
+    let total =
+        pods.map(|pods| u32::try_from(pods.iter().filter(|pod| counts(pod)).count()).unwrap_or(u32::MAX));
     let mut writes = Vec::new();
     for (key, rule) in rules.iter().filter(|(_, rule)| rule.deleted_at.is_none()) {
         if memory.is_paused(rule, now) {
@@ -292,7 +299,8 @@ async fn report(
         let has = |outcome: &Outcome| outcome.loaded.contains(&name);
         let loaded = outcomes.iter().filter(|(pod, outcome)| counts(pod) && has(outcome)).count();
         let lacking = outcomes.iter().filter(|(_, outcome)| !has(outcome));
-        let error = lacking.filter_map(|(_, outcome)| outcome.refused.get(&name).or(outcome.error.as_ref())).next();
+        let error =
+            lacking.filter_map(|(_, outcome)| outcome.refused.get(&name).or(outcome.error.as_ref())).next();
         let recently = memory.written.get(&rule.uid).filter(|(at, _)| now < *at + ECHO_MAX);
         let before = recently.map(|(_, status)| status).or(rule.status.as_ref());
         let subject = Subject {
@@ -301,12 +309,17 @@ async fn report(
             before,
             verdict: (*rule.verdict).as_ref().map_err(Vec::as_slice),
         };
-        let delivery =
-            Delivery { loaded: u32::try_from(loaded).unwrap_or(u32::MAX), total, error: error.map(String::as_str) };
+        let delivery = Delivery {
+            loaded: u32::try_from(loaded).unwrap_or(u32::MAX),
+            total,
+            error: error.map(String::as_str),
+        };
         let status = status(subject, delivery, time);
         if before != Some(&status) {
             let event = news(before, &status);
-            writes.push(async move { (key, rule, write_status(tools, key, rule, &status).await, status, event) });
+            writes.push(
+                async move { (key, rule, write_status(tools, key, rule, &status).await, status, event) },
+            );
         }
     }
     let done: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
@@ -339,7 +352,9 @@ async fn write_status(
     match written {
         // Deleted meanwhile: there is nothing left to tell.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        written => written.map(drop).map_err(|error| Error::api(format!("write the status of {KIND} {}", key.name), error)),
+        written => written
+            .map(drop)
+            .map_err(|error| Error::api(format!("write the status of {KIND} {}", key.name), error)),
     }
 }
 
@@ -355,7 +370,10 @@ fn news(before: Option<&AlertRuleStatus>, after: &AlertRuleStatus) -> Option<Eve
         // That all is well from the beginning is no news.
         None => !is_true(after),
         Some(before) if is_true(after) => !is_true(before),
-        Some(before) => (&before.status, &before.reason, &before.message) != (&after.status, &after.reason, &after.message),
+        Some(before) => {
+            (&before.status, &before.reason, &before.message)
+                != (&after.status, &after.reason, &after.message)
+        }
     };
     is_news.then(|| Event {
         type_: if is_true(after) { EventType::Normal } else { EventType::Warning },
@@ -398,7 +416,8 @@ async fn dismiss(
     for (key, rule) in rules.iter().filter(|(_, rule)| rule.is_held()) {
         let Some(deleted_at) = rule.deleted_at else { continue };
         let name: Name = (key.namespace.to_string(), key.name.to_string());
-        let is_gone = outcomes.iter().all(|(_, outcome)| outcome.has_answered && !outcome.present.contains(&name));
+        let is_gone =
+            outcomes.iter().all(|(_, outcome)| outcome.has_answered && !outcome.present.contains(&name));
         let waited = Duration::try_from(time.duration_since(deleted_at)).unwrap_or_default();
         if !is_gone && waited < FAREWELL_MAX {
             is_waiting = true;

@@ -174,5 +174,8 @@ async fn follow(api: Api<DynamicObject>, changes: mpsc::Sender<Change>, metrics:
 
 fn key(object: &DynamicObject) -> ObjectKey {
     let metadata = &object.metadata;
-    ObjectKey::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+    ObjectKey::new(
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default(),
+    )
 }

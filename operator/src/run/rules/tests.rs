@@ -38,7 +38,10 @@ async fn rules_come_to_every_pod_and_a_second_round_writes_nothing() {
     let pods = [world.pod(0).await, world.pod(1).await];
     assert_eq!(world.round().await, Again::Recheck);
     for pod in &pods {
-        assert_eq!(pod.has(), [("a", 1), ("b", 1)].map(|(name, generation)| (name.to_owned(), generation)).into());
+        assert_eq!(
+            pod.has(),
+            [("a", 1), ("b", 1)].map(|(name, generation)| (name.to_owned(), generation)).into()
+        );
     }
     for name in ["a", "b"] {
         let object = world.object(name);
@@ -51,7 +54,10 @@ async fn rules_come_to_every_pod_and_a_second_round_writes_nothing() {
     let wrong = world.object("wrong");
     assert_eq!((accepted(&wrong), loaded(&wrong)), (("False", "Invalid"), ("False", "NotAccepted")));
     let error = wrong["status"]["lastError"].as_str().unwrap();
-    assert!(error.starts_with("spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"), "{error}");
+    assert!(
+        error.starts_with("spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"),
+        "{error}"
+    );
     assert_eq!(wrong["metadata"].get("finalizers"), None);
     assert_eq!(world.events(), ["Warning Invalid wrong"]);
 
@@ -59,7 +65,11 @@ async fn rules_come_to_every_pod_and_a_second_round_writes_nothing() {
     assert_eq!(before.0.len(), 2 + 3 + 1, "{:?}", before.0);
     assert_eq!(world.round().await, Again::Recheck);
     assert_eq!(world.take_writes(), Vec::<String>::new());
-    assert_eq!((pods[0].requests(), pods[1].requests()), (before.1 + 1, before.2 + 1), "one question to each pod");
+    assert_eq!(
+        (pods[0].requests(), pods[1].requests()),
+        (before.1 + 1, before.2 + 1),
+        "one question to each pod"
+    );
 }
 
 #[tokio::test]
@@ -236,5 +246,8 @@ async fn a_thousand_rules_cost_one_question_a_pod() {
     world.take_writes();
     world.round().await;
     assert_eq!(world.take_writes(), Vec::<String>::new());
-    assert_eq!(pods.iter().map(FakePod::requests).collect::<Vec<_>>(), before.iter().map(|n| n + 1).collect::<Vec<_>>());
+    assert_eq!(
+        pods.iter().map(FakePod::requests).collect::<Vec<_>>(),
+        before.iter().map(|n| n + 1).collect::<Vec<_>>()
+    );
 }

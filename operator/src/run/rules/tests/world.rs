@@ -61,7 +61,14 @@ impl World {
         let recorder = Recorder::new(client.clone(), reporter);
         let metrics = Arc::new(Metrics::new().unwrap());
         let tools = Tools::new(client, PodHttp::new(), recorder, metrics).unwrap();
-        Self { server, tools, pods: Some(Vec::new()), seen: BTreeMap::new(), memory: Memory::default(), uids: 0 }
+        Self {
+            server,
+            tools,
+            pods: Some(Vec::new()),
+            seen: BTreeMap::new(),
+            memory: Memory::default(),
+            uids: 0,
+        }
     }
 
     pub(super) fn create(&mut self, name: &str, expr: &str) {
@@ -103,7 +110,8 @@ impl World {
     pub(super) fn delete(&self, name: &str, seconds: i64) {
         let mut object = self.object(name);
         let at = Timestamp::now() - jiff::SignedDuration::from_secs(seconds);
-        object["metadata"]["deletionTimestamp"] = json!(Timestamp::from_second(at.as_second()).unwrap().to_string());
+        object["metadata"]["deletionTimestamp"] =
+            json!(Timestamp::from_second(at.as_second()).unwrap().to_string());
         self.store(name, object);
     }
 
@@ -229,13 +237,21 @@ async fn answer(server: &Mutex<Server>, request: Request<Body>) -> Response<Body
     match (&head.method, &parts[..]) {
         (&Method::GET, [.., "ledgerclusters", name]) if server.has_cluster => {
             let metadata = json!({ "name": name, "namespace": "ns" });
-            reply(200, &json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata }))
+            reply(
+                200,
+                &json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata }),
+            )
         }
         (&Method::GET, [.., "ledgerclusters", _]) => failure(404, "not found"),
         (&Method::POST, [.., "events"]) => {
             let event: Value = serde_json::from_slice(&body).unwrap();
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let told = format!("{} {} {}", text(&event["type"]), text(&event["reason"]), text(&event["regarding"]["name"]));
+            let told = format!(
+                "{} {} {}",
+                text(&event["type"]),
+                text(&event["reason"]),
+                text(&event["regarding"]["name"])
+            );
             server.events.push(told);
             reply(201, &event)
         }
@@ -252,7 +268,9 @@ impl Server {
         }
         let patch: Value = serde_json::from_slice(body).unwrap();
         let Some(object) = self.objects.get_mut(name) else { return failure(404, "not found") };
-        let stale = |field: &str| patch["metadata"].get(field).is_some_and(|given| *given != object["metadata"][field]);
+        let stale = |field: &str| {
+            patch["metadata"].get(field).is_some_and(|given| *given != object["metadata"][field])
+        };
         if stale("uid") || stale("resourceVersion") {
             return failure(409, "conflict");
         }
@@ -265,7 +283,9 @@ impl Server {
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let after = object.clone();
         let metadata = &after["metadata"];
-        if metadata.get("deletionTimestamp").is_some() && metadata["finalizers"].as_array().is_none_or(Vec::is_empty) {
+        if metadata.get("deletionTimestamp").is_some()
+            && metadata["finalizers"].as_array().is_none_or(Vec::is_empty)
+        {
             self.objects.remove(name);
         }
         reply(200, &after)
@@ -316,7 +336,10 @@ impl FakePod {
                     let state = Arc::clone(&state);
                     async move { Ok::<_, std::convert::Infallible>(state.answer(request).await) }
                 });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
             }
         });
         Self { ip, state, server }
@@ -364,14 +387,13 @@ impl PodState {
         }
         match head.method {
             Method::GET => {
-                let entry = |(name, (uid, generation)): (&String, &(String, i64))| {
-                    json!({ "namespace": "ns", "name": name, "uid": uid, "generation": generation })
-                };
+                let entry = |(name, (uid, generation)): (&String, &(String, i64))| json!({ "namespace": "ns", "name": name, "uid": uid, "generation": generation });
                 reply(StatusCode::OK, json!({ "rules": rules.iter().map(entry).collect::<Vec<_>>() }))
             }
             Method::PUT => {
                 let document: Value = serde_json::from_slice(&body).unwrap();
-                let (uid, generation) = (document["uid"].as_str().unwrap(), document["generation"].as_i64().unwrap());
+                let (uid, generation) =
+                    (document["uid"].as_str().unwrap(), document["generation"].as_i64().unwrap());
                 rules.insert(name, (uid.to_owned(), generation));
                 reply(StatusCode::OK, json!({}))
             }
