@@ -38,11 +38,21 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// `helm template` in the namespace `certeus-system`; on failure what helm complained about.
+/// `helm template` in the namespace `certeus-system`; on failure what helm complained about. A helm that was built without
+/// its makefile takes an old Kubernetes for given.
 fn template(arguments: &[&str]) -> Result<String, String> {
     let chart = chart();
-    let all =
-        [&["template", "certeus", chart.to_str().unwrap(), "--namespace=certeus-system"], arguments].concat();
+    let all = [
+        &[
+            "template",
+            "certeus",
+            chart.to_str().unwrap(),
+            "--namespace=certeus-system",
+            "--kube-version=1.36.0",
+        ],
+        arguments,
+    ]
+    .concat();
     let output = run_helm(None, &all);
     if output.status.success() { Ok(String::from_utf8(output.stdout).unwrap()) } else { Err(text(&output)) }
 }

@@ -114,9 +114,9 @@ fn columns() -> Vec<String> {
 }
 
 /// All that a ServiceAccount may do in a namespace, as `verb group/resource [name]`.
-fn rights(space: &Space, account: &str, namespace: &str) -> BTreeSet<String> {
+fn rights(space: &Space, (account, home): (&str, &str), namespace: &str) -> BTreeSet<String> {
     let plane = space.plane();
-    let token = plane.kubectl(&["create", "token", account, "--namespace", SYSTEM]).unwrap();
+    let token = plane.kubectl(&["create", "token", account, "--namespace", home]).unwrap();
     let kubeconfig = space.dir().join(format!("kubeconfig-{account}"));
     plane.kubeconfig_for(&kubeconfig, token.trim(), None).unwrap();
     let review = SelfSubjectRulesReview {
@@ -151,6 +151,22 @@ fn rights(space: &Space, account: &str, namespace: &str) -> BTreeSet<String> {
         }
     }
     all
+}
+
+/// The API server learns of a changed role a moment later.
+#[track_caller]
+fn assert_rights(space: &Space, account: (&str, &str), namespace: &str, expected: &BTreeSet<String>) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = rights(space, account, namespace);
+        if found == *expected {
+            return;
+        }
+        let (more, fewer): (Vec<_>, Vec<_>) =
+            (found.difference(expected).collect(), expected.difference(&found).collect());
+        assert!(Instant::now() < deadline, "in {namespace} not expected: {more:?}, missing: {fewer:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn expected_rights() -> BTreeSet<String> {
@@ -244,12 +260,14 @@ fn install_upgrade_uninstall_and_install_again() {
     let default = repository().join("config/default");
     space.plane().kubectl(&["apply", "--server-side", "-k", default.to_str().unwrap()]).unwrap();
     assert!(exists(&["deployment", "certeus", "--namespace", SYSTEM]));
-    assert_eq!(
-        rights(&space, "certeus", "default"),
-        with(&rights(&space, "default", "default"), expected_rights().iter().map(String::as_str))
-    );
+    let basis = rights(&space, ("default", SYSTEM), "default");
+    let expected = expected_rights();
+    let expected = with(&basis, expected.iter().map(String::as_str));
+    assert_rights(&space, ("certeus", SYSTEM), "default", &expected);
     space.plane().kubectl(&["delete", "ledgercluster", "--all", "--namespace", SYSTEM]).unwrap();
-    space.plane().kubectl(&["delete", "--wait=false", "-k", default.to_str().unwrap()]).unwrap();
+    let definitions = repository().join("config/crd");
+    space.plane().kubectl(&["delete", "-k", definitions.to_str().unwrap()]).unwrap();
+    space.plane().kubectl(&["delete", "namespace", SYSTEM, "--wait=false"]).unwrap();
 }
 
 #[test]
@@ -258,68 +276,56 @@ fn the_operator_may_do_what_it_needs_and_nothing_else() {
     let space = Space::new("rights").unwrap();
     let chart = chart();
     let chart = chart.to_str().unwrap();
-    let create = ["create", "namespace", SYSTEM];
-    if !exists(&["namespace", SYSTEM]) {
-        space.plane().kubectl(&create).unwrap();
-    }
-    let basis = |namespace| rights(&space, "default", namespace);
+    let home = space.name();
+    let watched = Space::new("watched").unwrap();
+    let watched = watched.name();
+    let basis = |namespace| rights(&space, ("default", home), namespace);
+    let account = ("rights", home);
     let expected = expected_rights();
     let expected = expected.iter().map(String::as_str);
 
     // Everywhere.
-    let install = [
-        "install",
-        "rights",
-        chart,
-        "--namespace",
-        SYSTEM,
-        "--set=fullnameOverride=rights,crds.install=false",
-    ];
+    let install =
+        ["install", "rights", chart, "--namespace", home, "--set=fullnameOverride=rights,crds.install=false"];
     helm(&install);
-    assert_eq!(rights(&space, "rights", space.name()), with(&basis(space.name()), expected.clone()));
-    let there = with(&basis(SYSTEM), expected.clone().chain(LEASE_RIGHTS));
-    assert_eq!(rights(&space, "rights", SYSTEM), there);
+    assert_rights(&space, account, watched, &with(&basis(watched), expected.clone()));
+    let there = with(&basis(home), expected.clone().chain(LEASE_RIGHTS));
+    assert_rights(&space, account, home, &there);
 
     // In one namespace alone.
-    let namespaces = format!("--set=watchNamespaces={{{}}}", space.name());
-    let upgrade = ["upgrade", "rights", chart, "--namespace", SYSTEM, "--reuse-values", &namespaces];
+    let namespaces = format!("--set=watchNamespaces={{{watched}}}");
+    let upgrade = ["upgrade", "rights", chart, "--namespace", home, "--reuse-values", &namespaces];
     helm(&upgrade);
-    assert_eq!(rights(&space, "rights", space.name()), with(&basis(space.name()), expected.clone()));
-    assert_eq!(rights(&space, "rights", "default"), basis("default"));
-    assert_eq!(rights(&space, "rights", SYSTEM), with(&basis(SYSTEM), LEASE_RIGHTS));
+    assert_rights(&space, account, watched, &with(&basis(watched), expected.clone()));
+    assert_rights(&space, account, "default", &basis("default"));
+    assert_rights(&space, account, home, &with(&basis(home), LEASE_RIGHTS));
 
-    // Users who may view or edit a namespace may do so with ledgers.
-    let can = |verb: &str, resource: &str, group: &str| {
-        let answer = space.plane().kubectl(&[
+    // Users who may edit a namespace may do so with ledgers.
+    let definitions = repository().join("config/crd");
+    let definitions = definitions.to_str().unwrap();
+    space.kubectl(&["apply", "--server-side", "-k", definitions]).unwrap();
+    space.kubectl(&["create", "rolebinding", "editors", "--clusterrole=edit", "--group=editors"]).unwrap();
+    let can = |verb: &str, subresource: &str| {
+        let subresource = format!("--subresource={subresource}");
+        let asked = [
             "auth",
             "can-i",
             verb,
-            resource,
-            "--namespace",
-            space.name(),
+            "ledgerclusters.certeus.io",
             "--as=somebody",
-            group,
-        ]);
-        answer.is_ok_and(|answer| answer.trim() == "yes")
+            "--as-group=editors",
+            &subresource,
+        ];
+        space.kubectl(&asked).is_ok_and(|answer| answer.trim() == "yes")
     };
-    let group = "--as-group=editors";
-    let binding = ["create", "rolebinding", "editors", "--clusterrole=edit", "--group=editors"];
-    space.kubectl(&binding).unwrap();
-    let all = [
-        ("get", "ledgerclusters.certeus.io"),
-        ("create", "ledgerclusters.certeus.io"),
-        ("update", "ledgerclusters.certeus.io/scale"),
-    ];
     // Aggregation is a controller's work, a moment later.
-    let (verb, resource) = all[0];
+    let all = [("get", ""), ("create", ""), ("delete", ""), ("update", "scale")];
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !can(verb, resource, group) {
+    while !all.iter().all(|(verb, subresource)| can(verb, subresource)) {
         assert!(Instant::now() < deadline, "the rights were not aggregated");
         std::thread::sleep(Duration::from_millis(100));
     }
-    for (verb, resource) in all {
-        assert!(can(verb, resource, group), "{verb} {resource}");
-    }
-    assert!(!can("update", "ledgerclusters.certeus.io/status", group), "the status is the operator's");
-    helm(&["uninstall", "rights", "--namespace", SYSTEM]);
+    assert!(!can("update", "status"), "the status is the operator's");
+    helm(&["uninstall", "rights", "--namespace", home]);
+    space.kubectl(&["delete", "-k", definitions]).unwrap();
 }
