@@ -3,6 +3,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod addresses;
+
 fn cluster(spec: &Value) -> Value {
     json!({ "apiVersion": "certeus.io/v1alpha1", "kind": "LedgerCluster", "metadata": { "name": "demo" }, "spec": spec })
 }
@@ -136,6 +138,10 @@ fn rules_refuse_the_same_in_cel_and_in_rust() {
         ),
         (json!({ "autoscaling": { "behavior": { "scaleDown": { "selectPolicy": "Disabled" } } } }), None),
         (json!({ "ledger": { "batchSize": 101, "queueEvents": 100 } }), Some("spec.ledger.batchSize")),
+        (json!({ "retention": { "events": "400d" } }), Some("spec.retention.archive")),
+        (json!({ "retention": { "events": "400d", "archive": "s3://bucket/ledger" } }), None),
+        (json!({ "retention": { "archive": "s3://bucket" } }), None),
+        (json!({ "stopped": true, "dryRun": true, "paused": true }), None),
         (json!({ "database": {} }), Some("spec.database.secretRef")),
         (json!({ "database": { "secretRef": { "name": "db", "key": "url" } } }), None),
         (
@@ -278,6 +284,26 @@ fn errors_name_the_field_and_what_would_be_valid() {
     for bad in ["/a~2", "", "/a~", "/~~0", &"/a".repeat(17), &format!("/{}", "a".repeat(256))] {
         assert!(fields(json!([bad])).starts_with("spec.security.encryptedFields[0]: must"), "{bad}");
     }
+    assert_eq!(
+        with(json!({ "log": { "anchor": "s3://bucket", "checkpointInterval": "10ms" } })),
+        "spec.log.checkpointInterval: must be from 100ms to 1m; \
+         spec.log.anchor: must be an object such as s3://bucket/ledger/anchor"
+    );
+    assert_eq!(
+        with(json!({ "retention": { "events": "36h", "archive": "/var/archive" } })),
+        "spec.retention.archive: must be a bucket, and a prefix if need be, such as s3://bucket/ledger; \
+         spec.retention.events: must be whole days, from 1d to 36500d"
+    );
+    for events in ["0s", "36501d", "1d1ms"] {
+        let refused = with(json!({ "retention": { "events": events, "archive": "s3://bucket" } }));
+        assert!(refused.starts_with("spec.retention.events: "), "{events}: {refused}");
+    }
+    assert_eq!(
+        with(json!({ "proofs": { "publicBaseUrl": "proofs.example.com" } })),
+        "spec.proofs.publicBaseUrl: must be an address such as https://proofs.example.com, without query and fragment"
+    );
+    let typo = with(json!({ "network": { "clients": [{ "podSelectors": {} }] } }));
+    assert!(typo.starts_with("spec.network.clients[0].podSelectors: unknown field"), "{typo}");
     // Parts that come from Kubernetes are looked into as well.
     let typo = with(json!({ "scheduling": { "tolerations": [{ "kye": "a" }] } }));
     assert!(typo.starts_with("spec.scheduling.tolerations[0].kye: unknown field"), "{typo}");

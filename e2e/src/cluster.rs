@@ -10,6 +10,7 @@ pub mod control_plane;
 pub mod front;
 pub mod guard;
 pub mod kubelet;
+pub mod operator;
 pub mod space;
 
 use std::sync::OnceLock;

@@ -11,13 +11,16 @@ use certeus_autoscale::{
 
 use crate::validate::{Cluster, Millicores, Scaling};
 
+mod conditions;
 mod metrics;
 mod scrapes;
 mod status;
+mod words;
 
 pub use metrics::{MetricsSample, Reading, parse};
 pub use scrapes::Scrapes;
-pub use status::{Observed, last_decision, status};
+pub use status::{Observed, Surroundings, invalid, last_decision, status};
+pub use words::{ConditionReason, ConditionType, Problem, ProblemReason};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);
@@ -33,6 +36,21 @@ pub struct PodScrape {
     pub latest: Result<MetricsSample, MissingReason>,
     /// The last scrape that succeeded before it.
     pub previous: Option<MetricsSample>,
+}
+
+impl PodScrape {
+    /// The phase as the pod itself sees it: one may start to drain before whoever runs it has noticed.
+    fn seen_phase(&self) -> PodPhase {
+        phase_with(self.phase, self.latest.as_ref().map_err(|reason| *reason))
+    }
+}
+
+fn phase_with(phase: PodPhase, latest: Result<&MetricsSample, MissingReason>) -> PodPhase {
+    let drains = latest.is_ok_and(|sample| sample.draining.is_ok_and(|draining| draining != 0.0));
+    match phase {
+        PodPhase::Running { .. } if drains => PodPhase::Draining,
+        phase => phase,
+    }
 }
 
 /// How many pods there should be, and why.
@@ -88,12 +106,7 @@ fn observe_pod(pod: &PodScrape, now: Duration, cpu_request: Option<Millicores>) 
         Ok(sample) => Ok(sample),
         Err(reason) => Err(*reason),
     };
-    // A pod may start to drain before whoever runs it has noticed.
-    let drains = latest.is_ok_and(|sample| sample.draining.is_ok_and(|draining| draining != 0.0));
-    let phase = match pod.phase {
-        PodPhase::Running { .. } if drains => PodPhase::Draining,
-        phase => phase,
-    };
+    let phase = phase_with(pod.phase, latest);
     let interval = latest.and_then(|latest| Interval::between(pod.previous.as_ref(), latest));
     PodObservation {
         name: pod.name.clone(),
@@ -149,5 +162,7 @@ impl<'a> Interval<'a> {
     }
 }
 
+#[cfg(test)]
+mod status_tests;
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use certeus_ledger::{Ledger, LogConfig, QueueConfig, SigningKeys};
+use certeus_monitor::rules::Store as RuleStore;
 use clap::Parser;
 use prometheus::{IntGauge, Registry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -135,6 +136,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         writers,
         archive,
         spool,
+        rules,
         log_level: _,
         api_keys,
         encryption,
@@ -178,6 +180,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
     let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;
     let (api_address, admin_address) = (api_socket.local_addr()?, admin_socket.local_addr()?);
     let (ledger, tasks) = Ledger::start(ledger_config, &registry)?;
+    let rules = RuleStore::open(rules, &registry)?;
     let lifecycle = Lifecycle::new();
     let draining = IntGauge::new("certeus_draining", "Whether the pod is draining (1) or not (0).")?;
     registry.register(Box::new(draining.clone()))?;
@@ -192,6 +195,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         body_bytes_max: BODY_BYTES_MAX.min(queue_bytes),
         pool_size,
         proofs,
+        rules,
     });
     let key = ApiKey::new(api_keys.as_ref());
     let mut servers = tokio::task::JoinSet::new();

@@ -252,7 +252,9 @@ impl Space {
         ];
         for look in looks {
             let shown = self.kubectl(look).unwrap_or_else(|error| format!("{error:#}"));
-            text += &format!("--- kubectl {}\n{}\n", look.join(" "), shown.trim_end());
+            // Endpoints refuse the addresses that pods have here.
+            let shown = shown.lines().filter(|line| !line.contains("FailedToUpdateEndpoint"));
+            text += &format!("--- kubectl {}\n{}\n", look.join(" "), shown.collect::<Vec<_>>().join("\n"));
         }
         text + &tails(&self.dir)
     }

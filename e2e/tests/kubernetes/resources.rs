@@ -62,11 +62,15 @@ fn get_shows_what_matters() {
     space.block(api.patch_status("trades", &PatchParams::default(), &Patch::Merge(&status))).unwrap();
     let text = space.kubectl(&["get", "lc"]).unwrap();
     let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    assert_eq!(lines.next().unwrap(), ["NAME", "READY", "PODS", "DESIRED", "CPU", "QUEUE", "AGE"], "{text}");
-    assert_eq!(lines.next().unwrap()[..4], ["trades", "False", "2", "3"], "{text}");
+    assert_eq!(
+        lines.next().unwrap(),
+        ["NAME", "READY", "REASON", "PODS", "DESIRED", "CPU", "QUEUE", "AGE"],
+        "{text}"
+    );
+    assert_eq!(lines.next().unwrap()[..5], ["trades", "False", "PodsNotReady", "2", "3"], "{text}");
     shows(
         &space.kubectl(&["get", "ledgerclusters", "-o", "wide"]).unwrap(),
-        &["QUEUE", "LAST DECISION", "AGE"],
+        &["QUEUE", "LAST DECISION", "IMAGE", "AGE"],
     );
     shows(&space.kubectl(&["get", "certeus"]).unwrap(), &["ledgercluster.certeus.io/trades"]);
 }

@@ -162,6 +162,12 @@ fn every_rule_of_a_ledger_cluster_refuses_and_accepts() {
             json!({ "ledger": { "batchSize": 1000, "queueEvents": 1000 } }),
         ),
         case(
+            "spec.retention.archive",
+            "archive is required with events: what is old is moved, never merely dropped",
+            json!({ "retention": { "events": "90d" } }),
+            json!({ "retention": { "events": "90d", "archive": "s3://bucket/ledger" } }),
+        ),
+        case(
             "spec.security.decryptApiKeySecretRef",
             "decryptApiKeySecretRef needs apiKeySecretRef: without it every caller may read what is decrypted",
             json!({ "security": { "decryptApiKeySecretRef": key } }),

@@ -1,155 +1,142 @@
 //! What a decision means for a `LedgerCluster`'s status. Equal circumstances give equal status, so that nothing is written when
-//! nothing changed: values are rounded, and the last decision stays the last that changed the number of pods.
+//! nothing changed: the last decision stays the last for another number of pods, and measured values move in steps.
 
-use certeus_autoscale::{Decision, Observation, PodPhase, Reason};
-use certeus_crds::{LastDecision, LedgerClusterStatus, TriggerStatus};
+use certeus_autoscale::{Decision, Reason};
+use certeus_crds::{
+    DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{Outcome, PodScrape};
+use super::PodScrape;
+use super::conditions::{self, Count, Finding};
+use super::words::{ConditionType, Problem};
 use crate::build::selector_text;
-use crate::validate::{Cluster, Scaling};
+use crate::validate::{Cluster, DatabaseSource};
+
+/// Measured values are never quite at rest. A change of less than this is not shown.
+const VALUE_STEP: f64 = 0.05;
+/// Draining pods that are listed.
+const DRAINING_MAX: usize = 100;
 
 /// What there is to report.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// The pods' scrapes.
     pub pods: &'a [PodScrape],
-    /// What was made of them.
-    pub observation: &'a Observation,
-    /// The decision.
-    pub outcome: &'a Outcome,
+    /// Pods wanted.
+    pub desired: u32,
+    /// The engine's answer, if it was asked.
+    pub decision: Option<&'a Decision>,
+    /// Pods that drain.
+    pub draining: &'a [DrainingPod],
+    /// What is around the cluster in Kubernetes; `None` on one machine without it.
+    pub surroundings: Option<Surroundings<'a>>,
     /// The status so far: transition times and the last decision carry over.
     pub before: Option<&'a LedgerClusterStatus>,
     /// The time of day.
     pub now: Timestamp,
 }
 
+/// What is around a cluster in Kubernetes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Surroundings<'a> {
+    /// Image of the workload.
+    pub image: Option<&'a str>,
+    /// Pods whose template is not the workload's newest.
+    pub outdated_pods: u32,
+    /// What keeps the cluster from being what its spec says, the worst first.
+    pub problems: &'a [Problem],
+    /// Kind and name of what else sets the workload's replicas, in a fixed order.
+    pub autoscalers: &'a [String],
+    /// What applying would do, such as `create Service demo`, in a fixed order; shown in a dry run.
+    pub pending: &'a [String],
+    /// Public halves of the signing keys; empty when there is no usable key.
+    pub verifier_keys: &'a [String],
+    /// Whether the Kubernetes cluster knows ServiceMonitors.
+    pub service_monitors: bool,
+}
+
 /// The status of `cluster`.
 #[must_use]
-pub fn status(cluster: &Cluster, observed: Observed<'_>) -> LedgerClusterStatus {
-    let Observed { pods, observation, outcome, before, now } = observed;
-    let exists = |phase: PodPhase| phase != PodPhase::Failed;
-    let ready = |phase: PodPhase| matches!(phase, PodPhase::Running { ready: true, .. });
-    let replicas = count(observation, exists);
-    let ready_replicas = count(observation, ready);
-    let conditions = [
-        ready_condition(cluster, outcome, ready_replicas),
-        progressing_condition(outcome, replicas, ready_replicas),
-        scaling_active_condition(cluster, outcome),
-        scaling_limited_condition(outcome),
-        degraded_condition(pods),
-    ];
-    let condition = |(type_, holds, reason, message): Finding| {
-        let status = if holds { "True" } else { "False" };
-        let same = |old: &&Condition| old.type_ == type_ && old.status == status;
+pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus {
+    let Observed { pods, desired, decision, draining, surroundings, before, now } = *observed;
+    let count = Count::of(pods);
+    let mut findings = conditions::findings(cluster, observed, &count);
+    findings.extend(conditions::downstream_saturated(decision));
+    findings.sort_by_key(|finding| finding.kind);
+    let conditions = findings.into_iter().map(|finding| finding.at(cluster.generation, before, now));
+    let mut draining = draining.to_vec();
+    draining.sort_by(|one, other| one.name.cmp(&other.name));
+    draining.truncate(DRAINING_MAX);
+    LedgerClusterStatus {
+        observed_generation: cluster.generation,
+        replicas: count.existing,
+        ready_replicas: count.ready,
+        desired_replicas: desired,
+        selector: Some(selector_text(cluster)),
+        triggers: decision.map(|decision| triggers(decision, before)).unwrap_or_default(),
+        last_decision: latest_decision(decision, before, now),
+        draining,
+        image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
+        database: Some(match &cluster.database {
+            DatabaseSource::Secret(reference) => format!("Secret {}, key {}", reference.name, reference.key),
+            DatabaseSource::Embedded { .. } => "embedded, not for production".to_owned(),
+        }),
+        verifier_keys: surroundings.map(|around| around.verifier_keys.to_vec()).unwrap_or_default(),
+        conditions: conditions.collect(),
+    }
+}
+
+/// The status of a cluster whose spec cannot be carried out: `errors` say why. What ran before goes on, and so does what is
+/// said of it.
+#[must_use]
+pub fn invalid(
+    generation: Option<i64>,
+    before: Option<&LedgerClusterStatus>,
+    errors: &[FieldError],
+    now: Timestamp,
+) -> LedgerClusterStatus {
+    let mut status = before.cloned().unwrap_or_default();
+    status.observed_generation = generation;
+    let accepted = conditions::accepted(Err(errors)).at(generation, before, now);
+    match status.conditions.iter_mut().find(|old| old.type_ == accepted.type_) {
+        Some(old) => *old = accepted,
+        None => status.conditions.push(accepted),
+    }
+    let ready = ConditionType::Ready.as_str();
+    if !status.conditions.iter().any(|old| old.type_ == ready) {
+        status.conditions.insert(0, conditions::never_ready().at(generation, before, now));
+    }
+    status
+}
+
+impl Finding {
+    /// As a condition. The time is that of the last change of its status, not of its reason or message.
+    fn at(self, generation: Option<i64>, before: Option<&LedgerClusterStatus>, now: Timestamp) -> Condition {
+        let Self { kind, holds, reason, message } = self;
+        let status = match holds {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        };
+        let same = |old: &&Condition| old.type_ == kind.as_str() && old.status == status;
         let kept = before.and_then(|before| before.conditions.iter().find(same));
         Condition {
-            type_: type_.to_owned(),
+            type_: kind.as_str().to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
             message,
             last_transition_time: kept.map_or(Time(now), |old| old.last_transition_time.clone()),
-            observed_generation: cluster.generation,
+            observed_generation: generation,
         }
-    };
-    LedgerClusterStatus {
-        observed_generation: cluster.generation,
-        replicas,
-        ready_replicas,
-        desired_replicas: outcome.desired,
-        selector: Some(selector_text(cluster)),
-        triggers: outcome.decision.iter().flat_map(trigger_status).collect(),
-        last_decision: latest_decision(outcome, before, now),
-        draining: Vec::new(),
-        image: None,
-        database: None,
-        verifier_keys: Vec::new(),
-        conditions: conditions.into_iter().map(condition).collect(),
     }
 }
 
-/// Type, whether it holds, reason and message of a condition.
-type Finding = (&'static str, bool, &'static str, String);
-
-fn count(observation: &Observation, is: impl Fn(PodPhase) -> bool) -> u32 {
-    let count = observation.pods.iter().filter(|pod| is(pod.phase)).count();
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn ready_condition(cluster: &Cluster, outcome: &Outcome, ready: u32) -> Finding {
-    // While a surge is being answered the cluster is as ready as it was before.
-    let needed = cluster.scaling.min().min(outcome.desired);
-    let message = format!("{ready} of at least {needed} pods take events");
-    if ready >= needed {
-        ("Ready", true, "PodsReady", message)
-    } else {
-        ("Ready", false, "PodsNotReady", message)
-    }
-}
-
-fn progressing_condition(outcome: &Outcome, replicas: u32, ready: u32) -> Finding {
-    let desired = outcome.desired;
-    if replicas < desired {
-        ("Progressing", true, "AddingPods", format!("{replicas} of {desired} pods exist"))
-    } else if replicas > desired {
-        ("Progressing", true, "RemovingPods", format!("{} pods drain", replicas - desired))
-    } else if ready < desired {
-        ("Progressing", true, "PodsStarting", format!("{ready} of {desired} pods are ready"))
-    } else {
-        ("Progressing", false, "Stable", format!("all {desired} pods are ready"))
-    }
-}
-
-fn scaling_active_condition(cluster: &Cluster, outcome: &Outcome) -> Finding {
-    let Some(decision) = &outcome.decision else {
-        return match (cluster.paused, &cluster.scaling) {
-            (true, _) => ("ScalingActive", false, "Paused", "spec.paused is true".to_owned()),
-            (false, Scaling::Fixed(_) | Scaling::Auto(_)) => {
-                ("ScalingActive", false, "Disabled", "spec.autoscaling.enabled is false".to_owned())
-            }
-        };
-    };
-    let failures = decision.triggers.iter().filter_map(|report| {
-        let failure = report.outcome.as_ref().err()?;
-        Some(format!("{}: {failure}", report.kind))
-    });
-    let failures: Vec<String> = failures.collect();
-    if failures.is_empty() {
-        ("ScalingActive", true, "Measured", "every trigger has a value".to_owned())
-    } else {
-        ("ScalingActive", false, "MeasurementFailed", failures.join("; "))
-    }
-}
-
-fn scaling_limited_condition(outcome: &Outcome) -> Finding {
-    let last = outcome.decision.as_ref().and_then(|decision| decision.adjustments.last());
-    match last {
-        Some(adjustment) => {
-            let message = format!("{} pods instead of {}", adjustment.to, adjustment.from);
-            ("ScalingLimited", true, adjustment.reason.as_str(), message)
-        }
-        None => ("ScalingLimited", false, "NotLimited", "the triggers get what they ask for".to_owned()),
-    }
-}
-
-fn degraded_condition(pods: &[PodScrape]) -> Finding {
-    let is_without_database =
-        |pod: &&PodScrape| pod.latest.as_ref().is_ok_and(|sample| sample.database_up == Ok(0.0));
-    let without_database = pods.iter().filter(is_without_database).count();
-    let failed = pods.iter().filter(|pod| pod.phase == PodPhase::Failed).count();
-    if without_database > 0 {
-        let message = format!("{without_database} of {} pods cannot reach the database", pods.len());
-        ("Degraded", true, "DatabaseUnavailable", message)
-    } else if failed > 0 {
-        ("Degraded", true, "PodsFailed", format!("{failed} pods ended and were not restarted"))
-    } else {
-        ("Degraded", false, "AsExpected", String::new())
-    }
-}
-
-fn trigger_status(decision: &Decision) -> impl Iterator<Item = TriggerStatus> {
-    decision.triggers.iter().map(|report| {
+/// What the triggers measured; what was shown before where that is near enough and nothing follows from the difference.
+fn triggers(decision: &Decision, before: Option<&LedgerClusterStatus>) -> Vec<TriggerStatus> {
+    let steady = decision.desired == decision.current;
+    let latest = decision.triggers.iter().map(|report| {
         let measured = report.outcome.as_ref();
         TriggerStatus {
             name: report.kind.to_string(),
@@ -157,17 +144,25 @@ fn trigger_status(decision: &Decision) -> impl Iterator<Item = TriggerStatus> {
             proposed_replicas: measured.ok().map(|measured| measured.proposal),
             error: measured.err().map(ToString::to_string),
         }
-    })
+    });
+    let near = |old: &TriggerStatus, new: &TriggerStatus| match (old.value, new.value) {
+        (Some(old), Some(new)) => (old - new).abs() < VALUE_STEP,
+        _ => false,
+    };
+    let shown = |new: TriggerStatus| {
+        let old = before.and_then(|before| before.triggers.iter().find(|old| old.name == new.name));
+        old.filter(|old| steady && near(old, &new)).cloned().unwrap_or(new)
+    };
+    latest.map(shown).collect()
 }
 
 fn latest_decision(
-    outcome: &Outcome,
+    decision: Option<&Decision>,
     before: Option<&LedgerClusterStatus>,
     now: Timestamp,
 ) -> Option<LastDecision> {
     let before = before.and_then(|before| before.last_decision.clone());
-    let Some(decision) = outcome.decision.as_ref().filter(|decision| decision.desired != decision.current)
-    else {
+    let Some(decision) = decision.filter(|decision| decision.desired != decision.current) else {
         return before;
     };
     let repeated =

@@ -1,16 +1,13 @@
-use certeus_autoscale::{MissingReason, PodPhase, Reason, State};
-use certeus_crds::LedgerClusterStatus;
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use certeus_autoscale::{MissingReason, PodPhase, State};
 
 use super::*;
 use crate::manifest::{Object, parse as parse_manifests};
 use crate::validate::validate;
 
 /// Pods have been up for this long when a test begins, so that none counts as starting.
-const START: Duration = Duration::from_secs(1000);
+pub(super) const START: Duration = Duration::from_secs(1000);
 
-fn cluster(spec: &str) -> Cluster {
+pub(super) fn cluster(spec: &str) -> Cluster {
     let text = format!(
         "apiVersion: certeus.io/v1alpha1\nkind: LedgerCluster\nmetadata: {{ name: demo, generation: 4 }}\n\
          spec: {{ database: {{ embedded: true }}, resources: {{ requests: {{ cpu: 100m }} }}, {spec} }}"
@@ -21,12 +18,12 @@ fn cluster(spec: &str) -> Cluster {
     }
 }
 
-fn scaled() -> Cluster {
+pub(super) fn scaled() -> Cluster {
     cluster("autoscaling: { min: 1, max: 4, cooldown: 0s }")
 }
 
 /// A page of a healthy pod: CPU seconds used so far and events waiting of 1000.
-fn page(cpu_seconds: f64, queue_events: u32) -> String {
+pub(super) fn page(cpu_seconds: f64, queue_events: u32) -> String {
     format!(
         "certeus_process_start_time_seconds 100\ncerteus_process_cpu_seconds_total {cpu_seconds}\n\
          certeus_ledger_queue_events {queue_events}\ncerteus_ledger_queue_events_max 1000\n\
@@ -36,11 +33,11 @@ fn page(cpu_seconds: f64, queue_events: u32) -> String {
     )
 }
 
-const RUNNING: PodPhase =
+pub(super) const RUNNING: PodPhase =
     PodPhase::Running { ready: true, started_at: Duration::ZERO, ready_changed_at: Duration::ZERO };
 
 /// A ready pod, scraped at [`START`] and two seconds later.
-fn pod(name: &str, before: &str, after: &str) -> PodScrape {
+pub(super) fn pod(name: &str, before: &str, after: &str) -> PodScrape {
     PodScrape {
         name: name.to_owned(),
         phase: RUNNING,
@@ -53,7 +50,7 @@ fn observe_one(pod: &PodScrape) -> PodObservation {
     observe(&scaled(), START + Duration::from_secs(2), 1, std::slice::from_ref(pod)).pods.remove(0)
 }
 
-fn decide_once(cluster: &Cluster, replicas: u32, pods: &[PodScrape]) -> (Observation, Outcome) {
+pub(super) fn decide_once(cluster: &Cluster, replicas: u32, pods: &[PodScrape]) -> (Observation, Outcome) {
     let observation = observe(cluster, START + Duration::from_secs(2), replicas, pods);
     let outcome = decide(cluster, &mut State::new(START, replicas), &observation);
     (observation, outcome)
@@ -158,84 +155,21 @@ fn a_paused_cluster_stays_and_a_fixed_one_has_its_count() {
     assert_eq!(decide_once(&fixed, 1, &busy).1, Outcome { desired: 2, decision: None });
 }
 
-fn conditions(status: &LedgerClusterStatus) -> Vec<String> {
-    status.conditions.iter().map(|c| format!("{}={} {}", c.type_, c.status, c.reason)).collect()
-}
-
-fn status_of(
-    cluster: &Cluster,
-    replicas: u32,
-    pods: &[PodScrape],
-    before: Option<&LedgerClusterStatus>,
-    second: i64,
-) -> LedgerClusterStatus {
-    let (observation, outcome) = decide_once(cluster, replicas, pods);
-    let now = Timestamp::from_second(second).unwrap();
-    status(cluster, Observed { pods, observation: &observation, outcome: &outcome, before, now })
+#[test]
+fn a_stopped_cluster_has_no_pods_and_a_new_one_its_fewest() {
+    let busy = [pod("demo-0", &page(10.0, 0), &page(11.0, 0))];
+    let stopped = cluster("stopped: true, autoscaling: { min: 1, max: 4 }");
+    assert_eq!(decide_once(&stopped, 1, &busy).1, Outcome { desired: 0, decision: None });
+    assert_eq!(decide_once(&stopped, 0, &[]).1, Outcome { desired: 0, decision: None });
+    let new = cluster("autoscaling: { min: 2, max: 4 }");
+    assert_eq!(decide_once(&new, 0, &[]).1, Outcome { desired: 2, decision: None });
 }
 
 #[test]
-fn status_explains_a_surge_and_keeps_the_explanation() {
+fn a_dry_run_decides_and_leaves_the_count() {
     let busy = [pod("demo-0", &page(10.0, 0), &page(10.4, 0))];
-    let first = status_of(&scaled(), 1, &busy, None, 60);
-    assert_eq!((first.replicas, first.ready_replicas, first.desired_replicas), (1, 1, 3));
-    assert_eq!(first.observed_generation, Some(4));
-    assert_eq!(
-        first.selector.as_deref(),
-        Some("app.kubernetes.io/instance=demo,app.kubernetes.io/name=certeus-dataplane")
-    );
-    let triggers: Vec<_> =
-        first.triggers.iter().map(|t| (t.name.as_str(), t.value, t.proposed_replicas)).collect();
-    assert_eq!(triggers, [("cpu", Some(2.0), Some(3)), ("queueDepth", Some(0.0), Some(0))]);
-    let decision = first.last_decision.clone().unwrap();
-    assert_eq!((decision.from, decision.to, decision.reason.as_str()), (1, 3, Reason::ScaleUp.as_str()));
-    assert!(decision.message.contains("cpu 2.00 is above 0.80 and asks for 3"), "{}", decision.message);
-    assert_eq!(
-        conditions(&first),
-        [
-            "Ready=True PodsReady",
-            "Progressing=True AddingPods",
-            "ScalingActive=True Measured",
-            "ScalingLimited=False NotLimited",
-            "Degraded=False AsExpected"
-        ]
-    );
-
-    // Later nothing asks for a change: the surge stays the last decision, and conditions that hold keep their time.
-    let calm = |name: &str| pod(name, &page(10.0, 200), &page(10.12, 200));
-    let pods = [calm("demo-0"), calm("demo-1"), calm("demo-2")];
-    let second = status_of(&scaled(), 3, &pods, Some(&first), 90);
-    assert_eq!(second.last_decision, first.last_decision);
-    assert_eq!(second.conditions[1].reason, "Stable");
-    let times: Vec<&Time> = second.conditions.iter().map(|c| &c.last_transition_time).collect();
-    let at = |second| Time(Timestamp::from_second(second).unwrap());
-    assert_eq!(times, [&at(60), &at(90), &at(60), &at(60), &at(60)]);
-
-    // An unchanged world gives an unchanged status, so that nothing is written.
-    assert_eq!(status_of(&scaled(), 3, &pods, Some(&second), 120), second);
-}
-
-#[test]
-fn status_tells_what_is_wrong() {
-    let healthy = pod("demo-0", &page(10.0, 0), &page(10.1, 0));
-    let silent = PodScrape { latest: Err(MissingReason::Unreachable), ..healthy.clone() };
-    let status = status_of(&scaled(), 1, &[silent], None, 0);
-    assert_eq!(conditions(&status)[2], "ScalingActive=False MeasurementFailed");
-    assert!(
-        status.conditions[2].message.contains("demo-0: pod did not answer"),
-        "{}",
-        status.conditions[2].message
-    );
-    assert_eq!((status.triggers[0].value, status.triggers[0].error.is_some()), (None, true));
-
-    let unready = PodPhase::Running { ready: false, started_at: Duration::ZERO, ready_changed_at: START };
-    let cut_off = pod("demo-0", &page(10.0, 0), &page(10.1, 0).replace("database_up 1", "database_up 0"));
-    let status = status_of(&scaled(), 1, &[PodScrape { phase: unready, ..cut_off }], None, 0);
-    assert_eq!(conditions(&status)[0], "Ready=False PodsNotReady");
-    assert_eq!(conditions(&status)[4], "Degraded=True DatabaseUnavailable");
-
-    let at_max: Vec<_> = (0..4).map(|n| pod(&format!("demo-{n}"), &page(10.0, 0), &page(10.4, 0))).collect();
-    let status = status_of(&scaled(), 4, &at_max, None, 0);
-    assert_eq!(conditions(&status)[3], "ScalingLimited=True Max");
-    assert_eq!(status.conditions[3].message, "4 pods instead of 12");
+    let dry = cluster("dryRun: true, autoscaling: { min: 1, max: 4 }");
+    let outcome = decide_once(&dry, 1, &busy).1;
+    assert_eq!((outcome.desired, outcome.replicas(&dry, 1)), (3, 1));
+    assert_eq!(outcome.replicas(&scaled(), 1), 3);
 }

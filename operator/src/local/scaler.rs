@@ -76,12 +76,14 @@ impl Scaler {
         let outcome = decide::decide(checked, &mut self.state, &observation);
         let observed = Observed {
             pods: &pods,
-            observation: &observation,
-            outcome: &outcome,
+            desired: outcome.desired,
+            decision: outcome.decision.as_ref(),
+            draining: &[],
+            surroundings: None,
             before: Some(&self.status),
             now: now.time,
         };
-        self.status = decide::status(checked, observed);
+        self.status = decide::status(checked, &observed);
         let wanted = outcome.replicas(checked, replicas);
         let fixed = || format!("scale from {replicas} to {wanted}: so the manifest says");
         let message = outcome.decision.map_or_else(fixed, |decision| decision.to_string());

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use certeus_crds::FieldError;
+use certeus_operator::decide::{ConditionReason, Problem, ProblemReason};
 
 use super::client::{Fenced, NoReply};
 
@@ -164,24 +165,34 @@ impl Error {
         }
     }
 
-    /// The condition's and the Event's reason.
+    /// The reason in conditions, Events and logs: the same word everywhere.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Invalid(_) => "InvalidSpec",
-            Self::Immutable { .. } => "ImmutableField",
-            Self::Refused { .. } => "ObjectRefused",
-            Self::NameTaken { .. } => "NameTaken",
-            Self::SecretMissing { .. } => "SecretMissing",
-            Self::SecretKeyMissing { .. } => "SecretKeyMissing",
-            Self::SigningKeyUnusable { .. } => "SigningKeyUnusable",
+            Self::Invalid(_) => ConditionReason::Invalid.as_str(),
+            other => other.problem_reason().as_str(),
+        }
+    }
+
+    /// As the status shows it.
+    pub(crate) fn problem(&self) -> Problem {
+        Problem { reason: self.problem_reason(), message: self.message() }
+    }
+
+    fn problem_reason(&self) -> ProblemReason {
+        match self {
+            // What is invalid is reported as such before anything is tried.
+            Self::Invalid(_) | Self::Refused { .. } => ProblemReason::ApplyRefused,
+            Self::Immutable { .. } => ProblemReason::ImmutableField,
+            Self::NameTaken { .. } => ProblemReason::NameTaken,
+            Self::SecretMissing { .. } | Self::SecretKeyMissing { .. } => ProblemReason::SecretMissing,
+            Self::SigningKeyUnusable { .. } => ProblemReason::SecretInvalid,
             Self::Api { source, .. } => match api_class(source) {
-                Class::Forbidden => "Forbidden",
-                Class::Missing => "NotFound",
-                Class::Conflict => "Conflict",
-                Class::Invalid | Class::Transient | Class::Fatal => "ApiServerUnavailable",
+                Class::Forbidden => ProblemReason::Forbidden,
+                Class::Missing => ProblemReason::ApplyRefused,
+                Class::Invalid | Class::Conflict | Class::Transient | Class::Fatal => ProblemReason::ApiUnavailable,
             },
-            Self::Timeout(_) => "ApiServerUnavailable",
-            Self::Json { .. } | Self::Random | Self::Panicked => "OperatorBug",
+            Self::Timeout(_) => ProblemReason::ApiUnavailable,
+            Self::Json { .. } | Self::Random | Self::Panicked => ProblemReason::OperatorBug,
         }
     }
 
@@ -234,11 +245,11 @@ mod tests {
     #[test]
     fn the_servers_answer_gives_the_class() {
         check(403, "is forbidden", Class::Forbidden, "Forbidden");
-        check(404, "namespaces \"x\" not found", Class::Missing, "NotFound");
-        check(409, "conflict", Class::Conflict, "Conflict");
-        check(429, "slow down", Class::Transient, "ApiServerUnavailable");
-        check(500, "etcd", Class::Transient, "ApiServerUnavailable");
-        check(422, "spec.x: Invalid value", Class::Invalid, "ObjectRefused");
+        check(404, "namespaces \"x\" not found", Class::Missing, "ApplyRefused");
+        check(409, "conflict", Class::Conflict, "ApiUnavailable");
+        check(429, "slow down", Class::Transient, "ApiUnavailable");
+        check(500, "etcd", Class::Transient, "ApiUnavailable");
+        check(422, "spec.x: Invalid value", Class::Invalid, "ApplyRefused");
         check(
             422,
             "spec: Forbidden: updates to statefulset spec for fields other than 'replicas'",

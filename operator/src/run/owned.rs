@@ -84,10 +84,8 @@ pub(crate) struct Workload {
     pub(crate) image: Option<String>,
     /// Annotations of the pod template.
     pub(crate) template_annotations: BTreeMap<String, String>,
-    /// Pods of the newest revision, once its controller has seen the newest specification.
-    pub(crate) updated_replicas: u32,
-    /// Whether all pods are of one revision, as far as the controller has seen.
-    pub(crate) is_rolled_out: bool,
+    /// What pods of the newest template carry as their revision.
+    pub(crate) update_revision: Option<String>,
 }
 
 impl Workload {
@@ -97,18 +95,12 @@ impl Workload {
         let template = spec.map(|spec| &spec.template);
         let container = template.and_then(|template| template.spec.as_ref()?.containers.first());
         let annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.clone());
-        let status = set.status.as_ref();
-        let observed = status.and_then(|status| status.observed_generation) >= set.metadata.generation;
         let replicas = count(spec.and_then(|spec| spec.replicas));
-        let updated = count(status.and_then(|status| status.updated_replicas));
-        let revisions = status.map(|status| (&status.current_revision, &status.update_revision));
         Self {
             replicas,
             image: container.and_then(|container| container.image.clone()),
             template_annotations: annotations.unwrap_or_default(),
-            updated_replicas: updated,
-            is_rolled_out: observed
-                && (revisions.is_some_and(|(old, new)| old == new) || updated >= replicas),
+            update_revision: set.status.as_ref().and_then(|status| status.update_revision.clone()),
         }
     }
 }

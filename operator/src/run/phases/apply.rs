@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use certeus_operator::build::{MANAGER, Owned};
 use kube::Api;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -53,8 +53,8 @@ pub(crate) struct Plan<'a> {
 /// What became of it.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    /// The first thing that went wrong.
-    pub(crate) error: Option<Error>,
+    /// What went wrong, in order.
+    pub(crate) errors: Vec<Error>,
     /// Whether the workload was written.
     pub(crate) workload: bool,
     /// In a dry run: what would be written or removed.
@@ -97,27 +97,23 @@ pub(crate) async fn apply(context: &Context, record: &mut Record, plan: &Plan<'_
         if let Err(error) = apply_one(context, record, plan, key, owned).await {
             // Pods need these to be created at all; without the rest they run.
             may_start &= !matches!(key.0, "ServiceAccount" | "ConfigMap");
-            done.error.get_or_insert(error);
+            done.errors.push(error);
         }
     }
     for (key, seen) in plan.orphans() {
         if let Err(error) = remove(context, plan, key, seen).await {
-            done.error.get_or_insert(error);
+            done.errors.push(error);
         }
     }
     record.applied.retain(|key, _| plan.objects.iter().any(|(built, _)| built == key));
     if may_start {
         match apply_one(context, record, plan, &workload.0, &workload.1).await {
             Ok(written) => done.workload = written,
-            Err(error) => {
-                done.error.get_or_insert(error);
-            }
+            Err(error) => done.errors.push(error),
         }
     }
-    let fixed = record.applied.iter().find(|(_, applied)| !applied.fixed.is_empty());
-    if let (None, Some(((kind, name), applied))) = (&done.error, fixed) {
-        done.error = Some(Error::fixed(kind, name, &applied.fixed));
-    }
+    let fixed = record.applied.iter().filter(|(_, applied)| !applied.fixed.is_empty());
+    done.errors.extend(fixed.map(|((kind, name), applied)| Error::fixed(kind, name, &applied.fixed)));
     done
 }
 
@@ -186,7 +182,8 @@ enum Look {
         removed: bool,
     },
     Differs {
-        resource_version: Option<String>,
+        /// As it is.
+        live: Value,
         /// It was as we want it once.
         drifted: bool,
     },
@@ -249,7 +246,7 @@ async fn look(
     let annotations = live.metadata.annotations.as_ref();
     let applied_hash = annotations.and_then(|annotations| annotations.get(APPLIED_HASH));
     let drifted = before.is_some() || applied_hash == Some(&desired.applied_hash);
-    Ok(Look::Differs { resource_version: live.metadata.resource_version, drifted })
+    Ok(Look::Differs { live: json, drifted })
 }
 
 /// Writes an object if need be; true if it was written.
@@ -266,18 +263,14 @@ async fn apply_one(
         return Ok(false);
     }
     let look = look(context, record, plan, key, owned, &mut desired).await?;
-    let (before, repair) = match look {
+    let (live, repair) = match look {
         Look::Right => return Ok(false),
         Look::Absent { removed } => (None, removed),
-        Look::Differs { resource_version, drifted } => (resource_version, drifted),
+        Look::Differs { live, drifted } => (Some(live), drifted),
     };
-    let params = PatchParams::apply(MANAGER).force();
-    context.metrics.writes.with_label_values(&[kind, "apply"]).inc();
-    let written =
-        api(context, plan, &owned.resource).patch(name, &params, &Patch::Apply(&desired.json)).await;
-    let written = written.map_err(|error| Error::write(kind, name, error))?;
+    let written = write(context, plan, key, owned, &desired, live.as_ref()).await?;
     record.applied.insert(key.clone(), desired.applied(&written));
-    if written.metadata.resource_version != before {
+    if live.is_none_or(|live| live["metadata"]["resourceVersion"] != json!(written.metadata.resource_version)) {
         tracing::info!(
             cluster.namespace = plan.namespace,
             cluster.name = plan.cluster,
@@ -291,6 +284,41 @@ async fn apply_one(
         }
     }
     Ok(true)
+}
+
+/// Applies the object. Entries of lists that others own stay through that, or keep it from being valid; then the whole of it
+/// is replaced, at the version that was read.
+async fn write(
+    context: &Context,
+    plan: &Plan<'_>,
+    (kind, name): &OwnedKey,
+    owned: &Owned,
+    desired: &Desired,
+    live: Option<&Value>,
+) -> Result<DynamicObject, Error> {
+    let api = api(context, plan, &owned.resource);
+    let refused = |error| Error::write(kind, name, error);
+    context.metrics.writes.with_label_values(&[kind, "apply"]).inc();
+    let params = PatchParams::apply(MANAGER).force();
+    let applied = api.patch(name, &params, &Patch::Apply(&desired.json)).await.map_err(refused);
+    let bug = |source| Error::Json { kind: (*kind).to_owned(), name: name.clone(), source };
+    let base = match (&applied, live) {
+        (Ok(written), Some(_)) => {
+            let written = serde_json::to_value(written).map_err(bug)?;
+            if compare::lists_agree(&written, &desired.json) {
+                return applied;
+            }
+            written
+        }
+        (Err(Error::Refused { .. }), Some(live)) => live.clone(),
+        (Ok(_) | Err(_), _) => return applied,
+    };
+    let whole: DynamicObject = serde_json::from_value(compare::overlay(base, &desired.json)).map_err(bug)?;
+    context.metrics.writes.with_label_values(&[kind, "replace"]).inc();
+    let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+    let replaced = api.replace(name, &params, &whole).await.map_err(refused);
+    // What stands there may be meant to: an admission webhook may put it back each time.
+    replaced.or(applied)
 }
 
 async fn remove(context: &Context, plan: &Plan<'_>, key: &OwnedKey, seen: &Seen) -> Result<(), Error> {

@@ -32,6 +32,36 @@ pub(crate) fn contains(live: &Value, desired: &Value) -> bool {
     }
 }
 
+/// Whether the lists of `live` have as many elements as those of `desired`.
+pub(crate) fn lists_agree(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => {
+            desired.iter().all(|(name, value)| live.get(name).is_none_or(|present| lists_agree(present, value)))
+        }
+        (Value::Array(live), Value::Array(desired)) => {
+            live.len() == desired.len() && live.iter().zip(desired).all(|(live, desired)| lists_agree(live, desired))
+        }
+        (_, _) => true,
+    }
+}
+
+/// `live` with everything that `desired` says: fields are added or replaced, lists are as `desired` has them.
+pub(crate) fn overlay(live: Value, desired: &Value) -> Value {
+    match (live, desired) {
+        (Value::Object(mut live), Value::Object(desired)) => {
+            for (name, value) in desired {
+                let present = live.remove(name).unwrap_or_default();
+                live.insert(name.clone(), overlay(present, value));
+            }
+            Value::Object(live)
+        }
+        (Value::Array(live), Value::Array(desired)) if live.len() == desired.len() => {
+            Value::Array(live.into_iter().zip(desired).map(|(live, desired)| overlay(live, desired)).collect())
+        }
+        (_, desired) => desired.clone(),
+    }
+}
+
 /// The API server leaves out what says nothing.
 fn is_empty(value: &Value) -> bool {
     match value {
@@ -89,6 +119,15 @@ mod tests {
         check(&live, &json!({ "e": 1 }), false);
         check(&live, &json!({ "e": {}, "f": [], "g": null }), true);
         check(&json!({ "ingress": [{ "a": 1 }, {}] }), &json!({ "ingress": [{ "a": 1 }] }), false);
+    }
+
+    #[test]
+    fn what_others_added_to_a_list_goes_and_what_the_server_filled_in_stays() {
+        let live = json!({ "ports": [{ "port": 1, "default": true }], "extra": [1], "ip": "x" });
+        let desired = json!({ "ports": [{ "port": 2 }], "extra": [] });
+        assert!(!lists_agree(&live, &desired) && lists_agree(&live, &json!({ "ports": [{ "port": 9 }] })));
+        let expected = json!({ "ports": [{ "port": 2, "default": true }], "extra": [], "ip": "x" });
+        assert_eq!(overlay(live, &desired), expected);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use certeus_operator::build::{self, GeneratedSecret, SecretUse};
 use certeus_operator::validate::Cluster;
+use certeus_tlog::note::SignerKey;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
@@ -30,6 +31,8 @@ pub(crate) struct Secrets {
     /// Changes with any of the values.
     pub(crate) hash: Option<String>,
     pub(crate) api_key: Option<ApiKey>,
+    /// Public halves of the signing keys.
+    pub(crate) verifier_keys: Vec<String>,
     /// What of the specification this was read for.
     uses: Vec<SecretUse>,
 }
@@ -123,12 +126,26 @@ fn summary(uses: Vec<SecretUse>, read: &BTreeMap<String, Secret>) -> Result<Secr
     // What is no text cannot be sent in a header; the pods refuse it as well.
     let api_key =
         value(API_KEY).and_then(|key| std::str::from_utf8(key).ok()).map(|key| ApiKey::new(key.trim()));
-    Ok(Secrets { hash, api_key, uses })
+    let verifier_keys = match uses.iter().find(|used| used.variable == SIGNING_KEY) {
+        Some(used) => verifier_keys(value(SIGNING_KEY).unwrap_or_default())
+            .ok_or_else(|| Error::SigningKeyUnusable { name: used.reference.name.clone() })?,
+        None => Vec::new(),
+    };
+    Ok(Secrets { hash, api_key, verifier_keys, uses })
+}
+
+/// The public halves of the keys that stand in these lines; `None` if a line is no key, or there is none.
+fn verifier_keys(lines: &[u8]) -> Option<Vec<String>> {
+    let lines = std::str::from_utf8(lines).ok()?.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Option<Vec<String>> =
+        lines.map(|line| Some(SignerKey::parse(line).ok()?.verifier().to_string())).collect();
+    keys.filter(|keys| !keys.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use certeus_crds::SecretKeyRef;
+    use certeus_tlog::note::Algorithm;
     use k8s_openapi::ByteString;
 
     use super::*;
@@ -144,19 +161,24 @@ mod tests {
         [("s".to_owned(), Secret { data: Some(data.collect()), ..Secret::default() })].into()
     }
 
+    fn signer(seed: u8) -> String {
+        let key = SignerKey::from_seed("log", Algorithm::Ed25519, [seed; 32]).unwrap();
+        key.to_secret_text().to_string()
+    }
+
     #[test]
     fn any_value_changes_the_hash_and_none_is_shown() {
         let uses = || vec![used(SIGNING_KEY, "k", false), used(API_KEY, "a", false), used("X", "x", true)];
         let summary = |values: &[(&str, &str)]| summary(uses(), &read(values)).unwrap();
-        let first = summary(&[("k", "signer"), ("a", " secret\n")]);
+        let first = summary(&[("k", &signer(1)), ("a", " secret\n")]);
         assert_eq!(first.api_key, Some(ApiKey::new("secret")));
         let others = [
-            summary(&[("k", "signer"), ("a", "other")]),
-            summary(&[("k", "other"), ("a", " secret\n")]),
-            summary(&[("k", "signer"), ("a", " secret\n"), ("x", "")]),
+            summary(&[("k", &signer(1)), ("a", "other")]),
+            summary(&[("k", &signer(2)), ("a", " secret\n")]),
+            summary(&[("k", &signer(1)), ("a", " secret\n"), ("x", "")]),
         ];
         assert!(others.iter().all(|other| other.hash != first.hash), "{others:?}");
-        assert_eq!(summary(&[("k", "signer"), ("a", " secret\n"), ("y", "")]).hash, first.hash);
+        assert_eq!(summary(&[("k", &signer(1)), ("a", " secret\n"), ("y", "")]).hash, first.hash);
         assert!(!format!("{first:?}").contains("secret\""), "{first:?}");
     }
 

@@ -1,12 +1,11 @@
 //! Kubernetes Events about a cluster: what went wrong, that it is right again, and each change of the number of pods. Only when
 //! that changes, and never so important that a reconcile fails for it.
 
-use certeus_crds::{GROUP, LastDecision, VERSION};
+use certeus_crds::{GROUP, LastDecision, LedgerClusterStatus, VERSION};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType};
 
 use super::Context;
-use super::status::Report;
 use crate::run::error::Error;
 use crate::run::pods::ObjectKey;
 use crate::run::world::Snapshot;
@@ -27,7 +26,7 @@ pub(crate) async fn publish(
     key: &ObjectKey,
     told: &mut Told,
     snapshot: &Snapshot,
-    report: &Report,
+    status: &LedgerClusterStatus,
     error: Option<&Error>,
 ) {
     let mut events = Vec::new();
@@ -40,7 +39,7 @@ pub(crate) async fn publish(
     }
     let before =
         told.decision.as_ref().or(snapshot.cluster.status.as_ref().and_then(|s| s.last_decision.as_ref()));
-    if let Some(decision) = &report.status.last_decision {
+    if let Some(decision) = &status.last_decision {
         if before.is_none_or(|before| {
             (before.from, before.to, &before.time) != (decision.from, decision.to, &decision.time)
         }) {

@@ -8,12 +8,15 @@ mod apply;
 mod compare;
 mod dereference;
 mod events;
+#[cfg(test)]
+mod fake_api;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use certeus_crds::LedgerClusterStatus;
 use certeus_operator::build::{self, Inputs};
 use certeus_operator::validate::{Cluster, validate};
 use kube::Client;
@@ -92,12 +95,12 @@ async fn run(
     let cluster = match validated(record, &snapshot) {
         Ok(cluster) => cluster,
         Err(error) => {
-            let report = status::Report::invalid(&snapshot, &error);
-            return finish(context, key, record, &snapshot, report, Err(error)).await;
+            let status = status::invalid(record.written.as_ref(), &snapshot, &error);
+            return finish(context, key, record, &snapshot, status, Err(error)).await;
         }
     };
     let secrets = dereference::secrets(context, &cluster, record).await;
-    let (secrets, mut problem) = match secrets {
+    let (secrets, unread) = match secrets {
         Ok(secrets) => (Some(secrets), None),
         Err(error) => (None, Some(error)),
     };
@@ -129,7 +132,7 @@ async fn run(
     let objects = build::build(&cluster, &inputs);
     let mut plan = apply::Plan::new(key, &snapshot, objects.all());
     // Pods cannot start without their Secrets; a workload that runs is kept in shape all the same.
-    plan.workload = workload.is_some() || problem.is_none();
+    plan.workload = workload.is_some() || unread.is_none();
     let mut done = apply::Done::default();
     if cluster.paused {
         // Nothing is changed, and nothing is compared.
@@ -140,12 +143,20 @@ async fn run(
         if let (Some(before), true) = (replicas, done.workload) {
             count_scale(&context.metrics, before, inputs.replicas);
         }
-        problem = done.error.take().or(problem);
     }
-    let outcome = problem.map_or(Ok(()), Err);
-    let seen = status::Seen { cluster: &cluster, pods: &pods, advice: &advice, workload, done: &done };
-    let report = status::Report::new(&snapshot, &seen, outcome.as_ref().err());
-    finish(context, key, record, &snapshot, report, outcome).await
+    let errors: Vec<Error> = unread.into_iter().chain(std::mem::take(&mut done.errors)).collect();
+    let seen = status::Seen {
+        cluster: &cluster,
+        pods: &pods,
+        advice: &advice,
+        workload,
+        pending: &done.pending,
+        secrets: secrets.as_ref(),
+        errors: &errors,
+    };
+    let status = status::status(record.written.as_ref(), &snapshot, &seen);
+    let outcome = errors.into_iter().next().map_or(Ok(()), Err);
+    finish(context, key, record, &snapshot, status, outcome).await
 }
 
 fn count_scale(metrics: &Metrics, before: u32, after: u32) {
@@ -176,10 +187,13 @@ async fn finish(
     key: &ObjectKey,
     record: &mut Record,
     snapshot: &Snapshot,
-    report: status::Report,
+    status: LedgerClusterStatus,
     outcome: Result<(), Error>,
 ) -> Result<(), Error> {
-    events::publish(context, key, &mut record.told, snapshot, &report, outcome.as_ref().err()).await;
-    let written = status::write(context, key, &mut record.written, snapshot, report).await;
+    events::publish(context, key, &mut record.told, snapshot, &status, outcome.as_ref().err()).await;
+    let written = status::write(context, key, &mut record.written, snapshot, status).await;
     outcome.and(written)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! What each condition of a `LedgerCluster` says in which circumstances. Its words are in `words.rs`.
+//! Messages name counts and names, never measured values: these change all the time, and each change is a write.
+
+use certeus_autoscale::{Decision, PodPhase, Reason as ScalingReason};
+
+use super::PodScrape;
+use super::status::{Observed, Surroundings};
+use super::words::{ConditionReason, ConditionType};
+use crate::validate::{Cluster, DatabaseSource, Scaling};
+
+/// Problems and names that one message lists; of more it says how many.
+const LISTED_MAX: usize = 8;
+
+/// A condition without its time.
+pub(super) struct Finding {
+    pub(super) kind: ConditionType,
+    /// `None`: unknown.
+    pub(super) holds: Option<bool>,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl Finding {
+    fn new(
+        kind: ConditionType,
+        holds: impl Into<Option<bool>>,
+        reason: ConditionReason,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, holds: holds.into(), reason: reason.as_str(), message: message.into() }
+    }
+}
+
+/// How many pods there are, of which sort.
+pub(super) struct Count {
+    pub(super) all: u32,
+    pub(super) existing: u32,
+    pub(super) ready: u32,
+    failed: u32,
+    reporting: u32,
+    without_database: u32,
+}
+
+impl Count {
+    pub(super) fn of(pods: &[PodScrape]) -> Self {
+        let count = |is: &dyn Fn(&PodScrape) -> bool| {
+            u32::try_from(pods.iter().filter(|pod| is(pod)).count()).unwrap_or(u32::MAX)
+        };
+        let database = |pod: &PodScrape| pod.latest.as_ref().ok().and_then(|sample| sample.database_up.ok());
+        Self {
+            all: count(&|_| true),
+            existing: count(&|pod| pod.phase != PodPhase::Failed),
+            ready: count(&|pod| matches!(pod.seen_phase(), PodPhase::Running { ready: true, .. })),
+            failed: count(&|pod| pod.phase == PodPhase::Failed),
+            reporting: count(&|pod| database(pod).is_some()),
+            without_database: count(&|pod| database(pod) == Some(0.0)),
+        }
+    }
+}
+
+/// All conditions, in order.
+pub(super) fn findings(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Vec<Finding> {
+    let mut findings = vec![
+        ready(cluster, observed, count),
+        progressing(cluster, observed, count),
+        degraded(observed, count),
+        accepted(Ok(())),
+        scaling_active(cluster, observed.decision),
+        scaling_limited(observed.decision),
+        database_reachable(count),
+    ];
+    if let Some(surroundings) = &observed.surroundings {
+        findings.extend(in_kubernetes(cluster, observed, surroundings));
+    }
+    findings.extend(modes(cluster));
+    // Where the API server keeps a list in order, an equal list must be in equal order.
+    findings.sort_by_key(|finding| finding.kind);
+    findings
+}
+
+fn ready(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Finding {
+    use ConditionReason::{PodsNotReady, PodsReady, Stopped};
+    let kind = ConditionType::Ready;
+    if cluster.stopped && cluster.may_change() {
+        return Finding::new(kind, false, Stopped, "spec.stopped is true: no pod is to run");
+    }
+    // While a surge is being answered the cluster is as ready as it was before.
+    let needed = cluster.scaling.min().min(observed.desired).max(1);
+    let message = format!("{} of at least {needed} pods take events", count.ready);
+    let enough = count.ready >= needed;
+    Finding::new(kind, enough, if enough { PodsReady } else { PodsNotReady }, message)
+}
+
+fn progressing(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Finding {
+    use ConditionReason as R;
+    let (desired, replicas, ready) = (observed.desired, count.existing, count.ready);
+    let (problems, outdated) = observed.surroundings.map_or((&[][..], 0), |s| (s.problems, s.outdated_pods));
+    let (holds, reason, message) = if cluster.paused {
+        (false, R::Paused, "spec.paused is true".to_owned())
+    } else if cluster.dry_run {
+        (false, R::DryRun, "spec.dryRun is true".to_owned())
+    } else if !problems.is_empty() {
+        (false, R::Blocked, "see Degraded".to_owned())
+    } else if replicas < desired {
+        (true, R::AddingPods, format!("{replicas} of {desired} pods exist"))
+    } else if replicas > desired {
+        (true, R::RemovingPods, format!("{} pods drain", replicas - desired))
+    } else if outdated > 0 {
+        (true, R::RollingOut, format!("{outdated} of {desired} pods are yet to be replaced"))
+    } else if ready < desired {
+        (true, R::PodsStarting, format!("{ready} of {desired} pods are ready"))
+    } else if cluster.stopped {
+        (false, R::Stopped, "no pod runs".to_owned())
+    } else {
+        (false, R::Stable, format!("all {desired} pods are ready"))
+    };
+    Finding::new(ConditionType::Progressing, holds, reason, message)
+}
+
+fn degraded(observed: &Observed<'_>, count: &Count) -> Finding {
+    let kind = ConditionType::Degraded;
+    let problems = observed.surroundings.map_or(&[][..], |surroundings| surroundings.problems);
+    if let Some(first) = problems.first() {
+        let message = list(problems.iter().map(|problem| problem.message.as_str()));
+        return Finding { kind, holds: Some(true), reason: first.reason.as_str(), message };
+    }
+    if count.without_database > 0 {
+        let message = format!("{} of {} pods cannot reach the database", count.without_database, count.all);
+        Finding::new(kind, true, ConditionReason::DatabaseUnavailable, message)
+    } else if count.failed > 0 {
+        let message = format!("{} pods ended and were not restarted", count.failed);
+        Finding::new(kind, true, ConditionReason::PodsFailed, message)
+    } else {
+        Finding::new(kind, false, ConditionReason::AsExpected, "")
+    }
+}
+
+/// Whether the spec can be carried out; if not, everything that is wrong with it.
+pub(super) fn accepted(spec: Result<(), &[certeus_crds::FieldError]>) -> Finding {
+    let kind = ConditionType::Accepted;
+    match spec {
+        Ok(()) => Finding::new(kind, true, ConditionReason::Valid, ""),
+        Err(errors) => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let message = list(errors.iter().map(String::as_str));
+            Finding::new(kind, false, ConditionReason::Invalid, message)
+        }
+    }
+}
+
+/// Of a cluster that never was valid.
+pub(super) fn never_ready() -> Finding {
+    let message = "the spec cannot be carried out; see Accepted";
+    Finding::new(ConditionType::Ready, false, ConditionReason::Invalid, message)
+}
+
+fn scaling_active(cluster: &Cluster, decision: Option<&Decision>) -> Finding {
+    use ConditionReason as R;
+    let kind = ConditionType::ScalingActive;
+    let Some(decision) = decision else {
+        let (reason, message) = match &cluster.scaling {
+            _ if cluster.paused => (R::Paused, "spec.paused is true"),
+            _ if cluster.stopped => (R::Stopped, "spec.stopped is true"),
+            Scaling::Fixed(_) => (R::Disabled, "spec.autoscaling.enabled is false"),
+            Scaling::Auto(_) => (R::NotMeasured, "no pod has been measured yet"),
+        };
+        return Finding::new(kind, false, reason, message);
+    };
+    let failures = decision.triggers.iter().filter_map(|report| {
+        let failure = report.outcome.as_ref().err()?;
+        Some(format!("{}: {failure}", report.kind))
+    });
+    let failures: Vec<String> = failures.collect();
+    if failures.is_empty() {
+        Finding::new(kind, true, R::Measured, "every trigger has a value")
+    } else {
+        Finding::new(kind, false, R::MeasurementFailed, failures.join("; "))
+    }
+}
+
+fn scaling_limited(decision: Option<&Decision>) -> Finding {
+    let kind = ConditionType::ScalingLimited;
+    match decision.and_then(|decision| decision.adjustments.last()) {
+        Some(adjustment) => {
+            let direction = if adjustment.from > adjustment.to { "more" } else { "fewer" };
+            let message = format!("the triggers ask for {direction} than {} pods", adjustment.to);
+            Finding { kind, holds: Some(true), reason: adjustment.reason.as_str(), message }
+        }
+        None => {
+            let message = "the triggers get what they ask for";
+            Finding::new(kind, false, ConditionReason::NotLimited, message)
+        }
+    }
+}
+
+fn database_reachable(count: &Count) -> Finding {
+    use ConditionReason::{NotReported, Reachable, Unreachable};
+    let kind = ConditionType::DatabaseReachable;
+    if count.reporting == 0 {
+        Finding::new(kind, None, NotReported, "no pod reports whether it can commit")
+    } else if count.without_database == 0 {
+        Finding::new(kind, true, Reachable, "all pods that report can commit")
+    } else {
+        let message = format!("{} of {} pods cannot commit", count.without_database, count.all);
+        Finding::new(kind, false, Unreachable, message)
+    }
+}
+
+fn in_kubernetes(cluster: &Cluster, observed: &Observed<'_>, around: &Surroundings<'_>) -> Vec<Finding> {
+    use ConditionReason as R;
+    let mut findings = Vec::new();
+    let generated = cluster.security.signing_key_secret_ref.is_none();
+    findings.push(match (around.verifier_keys.is_empty(), generated) {
+        (true, _) => {
+            Finding::new(ConditionType::SigningKey, false, R::Unusable, "there is no key that can sign")
+        }
+        (false, true) => {
+            let name = crate::build::signing_key_name(cluster);
+            let message = format!("generated in Secret {name}: keep a copy of it outside of the cluster");
+            Finding::new(ConditionType::SigningKey, true, R::Generated, message)
+        }
+        (false, false) => {
+            let message = "as spec.security.signingKeySecretRef names it";
+            Finding::new(ConditionType::SigningKey, true, R::Referenced, message)
+        }
+    });
+    if cluster.monitoring.service_monitor {
+        let kind = ConditionType::Monitored;
+        findings.push(if around.service_monitors {
+            Finding::new(kind, true, R::ServiceMonitor, "")
+        } else {
+            let message = "ServiceMonitors of monitoring.coreos.com are not known to this Kubernetes cluster";
+            Finding::new(kind, false, R::DefinitionMissing, message)
+        });
+    }
+    if !around.autoscalers.is_empty() {
+        let names = list(around.autoscalers.iter().map(String::as_str));
+        let message = format!(
+            "{names} sets the number of pods as well: remove it, or set spec.autoscaling.enabled to false and let it \
+             scale the LedgerCluster"
+        );
+        findings.push(Finding::new(ConditionType::AmbiguousOwner, true, R::OtherAutoscaler, message));
+    }
+    if cluster.security.api_key_secret_ref.is_none() {
+        let message = "spec.security.apiKeySecretRef is absent: pods listen on the loopback address alone, where neither \
+                       clients nor probes reach them";
+        findings.push(Finding::new(ConditionType::LoopbackOnly, true, R::NoApiKey, message));
+    }
+    if matches!(cluster.database, DatabaseSource::Embedded { .. }) {
+        let message = "not for production: the embedded database has one pod, one volume and no backup";
+        findings.push(Finding::new(ConditionType::EmbeddedDatabase, true, R::NotForProduction, message));
+    }
+    if cluster.dry_run {
+        findings.push(dry_run(observed, around));
+    }
+    findings
+}
+
+fn dry_run(observed: &Observed<'_>, around: &Surroundings<'_>) -> Finding {
+    let scale = observed.decision.filter(|decision| decision.current != decision.desired);
+    let scale = scale.map(|decision| format!("scale from {} to {} pods", decision.current, decision.desired));
+    let would: Vec<&str> = scale.iter().chain(around.pending).map(String::as_str).collect();
+    let kind = ConditionType::DryRun;
+    if would.is_empty() {
+        Finding::new(kind, true, ConditionReason::NothingToDo, "spec.dryRun is true; nothing would be done")
+    } else {
+        let message = format!("spec.dryRun is true; it would: {}", list(would.into_iter()));
+        Finding::new(kind, true, ConditionReason::WouldChange, message)
+    }
+}
+
+/// What the user set, and what becomes true by it.
+fn modes(cluster: &Cluster) -> impl Iterator<Item = Finding> {
+    let paused = cluster.paused.then(|| {
+        let message = "spec.paused is true: nothing is changed, whatever else is set";
+        Finding::new(ConditionType::Paused, true, ConditionReason::Paused, message)
+    });
+    let stopped = cluster.stopped.then(|| {
+        let message = "spec.stopped is true: no pod is to run; volumes and keys stay";
+        Finding::new(ConditionType::Stopped, true, ConditionReason::Stopped, message)
+    });
+    paused.into_iter().chain(stopped)
+}
+
+/// Whether the decision was held back because the database is the bottleneck.
+pub(super) fn downstream_saturated(decision: Option<&Decision>) -> Option<Finding> {
+    let mut adjustments = decision?.adjustments.iter();
+    let saturated = adjustments.any(|adjustment| adjustment.reason == ScalingReason::DownstreamSaturated);
+    let message =
+        "commits are slow while the pods are not busy: more pods would not help, the database would";
+    saturated.then(|| {
+        Finding::new(ConditionType::DownstreamSaturated, true, ConditionReason::SlowCommits, message)
+    })
+}
+
+/// The first few of what is given, and how many more there are.
+fn list<'a>(items: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = items.len().saturating_sub(LISTED_MAX);
+    let listed = items.take(LISTED_MAX).collect::<Vec<_>>().join("; ");
+    if more == 0 { listed } else { format!("{listed}; and {more} more") }
+}
