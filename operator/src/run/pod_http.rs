@@ -23,6 +23,8 @@ const ADMIN: u16 = ADMIN_PORT as u16;
 const _: () = assert!(ADMIN as i32 == ADMIN_PORT);
 /// A page of metrics is some tens of kilobytes.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A reply's head fits in.
+const READ_BUFFER_BYTES: usize = 8 * 1024;
 /// Longer than the interval between two scrapes, shorter than what a pod keeps an idle connection.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -65,6 +67,8 @@ impl PodHttp {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(1)
+            // One for each of some thousand pods: left to itself it would grow to a multiple of a page.
+            .http1_read_buf_exact_size(READ_BUFFER_BYTES)
             .build(connector);
         Self { client }
     }
