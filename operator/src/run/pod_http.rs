@@ -18,7 +18,7 @@ use super::pods::PodSeen;
 /// For connection, request and reply together, unless the caller has less time.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
 /// The library's constant has the type that Kubernetes gives ports.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked beside it")]
+#[expect(clippy::cast_possible_truncation, reason = "checked beside it")]
 const ADMIN: u16 = ADMIN_PORT as u16;
 const _: () = assert!(ADMIN as i32 == ADMIN_PORT);
 /// A page of metrics is some tens of kilobytes.
