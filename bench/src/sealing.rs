@@ -92,6 +92,7 @@ impl Sealing<'_> {
             key = Some(self.new_key(name, &signing_key)?);
             environment.push(("CERTEUS_SIGNING_KEY_FILE", signing_key.display().to_string()));
             environment.push(("CERTEUS_LOG_ANCHOR", format!("file://{}", anchor.display())));
+            environment.push(("CERTEUS_LOG_ANCHOR_SHARED", "true".to_owned()));
         }
         let pod = Pod::start(&self.programs.join("certeus-dataplane"), &database_url, &log, &environment)?;
         let load = Load::new(&self.programs.join("certeus"), pod.url());

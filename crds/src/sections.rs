@@ -65,9 +65,10 @@ pub struct Database {
     #[schemars(length(min = 1, max = 512))]
     pub embedded_image: String,
     /// Most connections that all pods together may open. Each pod gets an equal share of it, computed for the largest
-    /// number of pods, and needs two more than `ledger.writers`. Default: 80.
+    /// number of pods, and needs three more than `ledger.writers`. PostgreSQL's `max_connections` must be above it. Default:
+    /// 100.
     #[serde(default = "default_connection_budget")]
-    #[schemars(range(min = 3, max = 100_000))]
+    #[schemars(range(min = 4, max = 100_000))]
     pub connection_budget: u32,
 }
 
@@ -78,9 +79,9 @@ fn default_embedded_image() -> String {
     "postgres:18".to_owned()
 }
 
-/// What 20 pods need with 2 writers each, and within the 100 connections a PostgreSQL server allows by default.
+/// What 20 pods need with 2 writers each.
 fn default_connection_budget() -> u32 {
-    80
+    100
 }
 
 /// One key of a Secret in the same namespace.

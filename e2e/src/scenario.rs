@@ -154,6 +154,13 @@ pub const ALL: &[Scenario] = &[
         run: sealing::old_backup,
     },
     Scenario {
+        name: "old-anchor",
+        about: "the same, and the pod that is there first knows only what the backup knows",
+        short_rounds: 1,
+        long_rounds: 30,
+        run: sealing::old_anchor,
+    },
+    Scenario {
         name: "rewrite",
         about: "the database is rewritten to match itself, its log entries or checkpoints included: the log shows it",
         short_rounds: 1,

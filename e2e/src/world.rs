@@ -48,6 +48,9 @@ pub struct Setup {
     pub pod_config: String,
     /// Their spools.
     pub spool: Option<SpoolSetup>,
+    /// Whether they share one anchor. Otherwise what a pod has seen does not depend on what others tell it, and a new sealer
+    /// waits before it signs.
+    pub anchor_shared: bool,
 }
 
 impl Default for Setup {
@@ -59,6 +62,7 @@ impl Default for Setup {
             pod_env: Vec::new(),
             pod_config: String::new(),
             spool: None,
+            anchor_shared: false,
         }
     }
 }
@@ -155,8 +159,11 @@ impl World {
             let usual = [
                 ("CERTEUS_DB_URL", url.clone()),
                 ("CERTEUS_SIGNING_KEY", key.secret()),
-                // Of its own: what a pod has seen must not depend on what others tell it.
-                ("CERTEUS_LOG_ANCHOR", format!("file://{}", dir.join(format!("anchor-{pod}")).display())),
+                (
+                    "CERTEUS_LOG_ANCHOR",
+                    format!("file://{}", anchor(&dir, if setup.anchor_shared { 0 } else { pod }).display()),
+                ),
+                ("CERTEUS_LOG_ANCHOR_SHARED", setup.anchor_shared.to_string()),
             ];
             let usual = usual.map(|(name, value)| (name.to_owned(), value));
             PodSpec {
@@ -202,6 +209,12 @@ impl World {
     #[must_use]
     pub fn load(&mut self, habits: &Habits) -> Recorder {
         Recorder::start(habits, &self.targets, &self.journal, &mut self.dice)
+    }
+
+    /// The file that a pod keeps the newest checkpoint in.
+    #[must_use]
+    pub fn anchor(&self, pod: usize) -> PathBuf {
+        anchor(&self.dir, pod)
     }
 
     /// How many pods there are.
@@ -407,6 +420,10 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn anchor(dir: &Path, pod: usize) -> PathBuf {
+    dir.join(format!("anchor-{pod}"))
 }
 
 /// Where PostgreSQL's data is, given the folder of a part of the run.

@@ -50,6 +50,7 @@ scenarios! {
     tamper_read = "tamper-read",
     sealer_kill = "sealer-kill",
     old_backup = "old-backup",
+    old_anchor = "old-anchor",
     rewrite = "rewrite",
     removed_event = "removed-event",
 }

@@ -55,7 +55,7 @@ const DATAPLANE: &str = "certeus-dataplane";
 /// What the objects follow from beside the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
-    /// Pods wanted; none while the cluster is stopped, whatever stands here.
+    /// Pods wanted now; of a cluster that is being stopped fewer and fewer, as they drain.
     pub replicas: u32,
     /// What [`secrets_hash`] makes of the Secrets that the pods refer to. Pods are replaced when it changes.
     pub secrets_hash: Option<String>,
@@ -166,7 +166,7 @@ fn owned<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Owned {
 #[must_use]
 pub fn build(cluster: &Cluster, inputs: &Inputs) -> Objects {
     let Inputs { replicas, secrets_hash, service_monitors, image } = inputs;
-    let replicas = if cluster.stopped { 0 } else { *replicas };
+    let replicas = *replicas;
     let config = config::pod_config(cluster);
     let monitoring = &cluster.monitoring;
     Objects {
@@ -175,7 +175,7 @@ pub fn build(cluster: &Cluster, inputs: &Inputs) -> Objects {
         client_service: network::client_service(cluster),
         pod_disruption_budget: (replicas > 1).then(|| network::pod_disruption_budget(cluster)),
         network_policy: network::network_policy(cluster),
-        database: database::embedded(cluster),
+        database: database::embedded(cluster, replicas),
         service_monitor: (monitoring.service_monitor && *service_monitors)
             .then(|| monitoring::service_monitor(cluster)),
         dashboard: monitoring.dashboard.then(|| monitoring::dashboard(cluster)),

@@ -16,8 +16,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// A label of the embedded database's pod is the cluster's name, `-database`, a dash and a hash of 10 characters; labels may
 /// have 63. One bound for all, so that no cluster is refused for a change of its database.
 const NAME_LENGTH_MAX: usize = 63 - 9 - 11;
-/// Connections a pod needs beside those of its writers: one to read, one for health checks. The pod insists on it.
-const READ_CONNECTIONS_MIN: u32 = 2;
+/// Connections a pod needs beside those of its writers: one to read, one for health checks, one to follow or seal the log.
+const OTHER_CONNECTIONS_MIN: u32 = 3;
 const DAY_MILLIS: u64 = 86_400_000;
 /// Most connections one pod can use. The pod insists on it.
 const POOL_SIZE_MAX: u32 = 500;
@@ -296,7 +296,7 @@ fn pool_size(
     replicas_max: u32,
     errors: &mut Vec<FieldError>,
 ) -> Option<NonZeroU32> {
-    let needed = writers.saturating_add(READ_CONNECTIONS_MIN);
+    let needed = writers.saturating_add(OTHER_CONNECTIONS_MIN);
     let share = (database.connection_budget / replicas_max.max(1)).min(POOL_SIZE_MAX);
     if share < needed {
         let problem = format!(

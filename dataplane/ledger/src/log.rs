@@ -36,6 +36,8 @@ pub struct LogConfig {
     pub keys: Arc<SigningKeys>,
     /// Where the newest checkpoint is kept outside of the database.
     pub anchor: Option<Anchor>,
+    /// All pods have the same anchor, so that none of them knows of a checkpoint that the others do not.
+    pub anchor_shared: bool,
     /// Longest time between growing and being signed, as long as the sealer keeps up.
     pub checkpoint_interval: Duration,
 }
@@ -72,6 +74,9 @@ pub(crate) enum Refusal {
     /// The anchor is not ours.
     #[error("the checkpoint in the anchor cannot be trusted")]
     Anchor(#[source] KeyError),
+    /// What another pod says it knows is not ours.
+    #[error("the checkpoint that another pod knows cannot be trusted")]
+    Witness(#[source] KeyError),
     /// The stored tiles have another root than was signed.
     #[error("the stored tiles and entries do not lead to the root that was signed for {size} events")]
     Tiles {
@@ -87,6 +92,22 @@ pub(crate) enum Refusal {
     /// The pod that has the lock says so.
     #[error("the sealer refuses to sign: {0}")]
     Told(String),
+}
+
+impl Refusal {
+    /// Whether the database contradicts what was signed before, so that everybody has to know what that was.
+    pub(crate) fn contradicts(&self) -> bool {
+        match self {
+            Self::Behind { .. } | Self::Forked { .. } | Self::Unproven => true,
+            Self::Gap { .. }
+            | Self::Head(_)
+            | Self::Anchor(_)
+            | Self::Witness(_)
+            | Self::Tiles { .. }
+            | Self::Sign(_)
+            | Self::Told(_) => false,
+        }
+    }
 }
 
 /// Whether the log is signed.

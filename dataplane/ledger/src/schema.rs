@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0005_encryption.sql"),
     include_str!("../migrations/0007_archive.sql"),
     include_str!("../migrations/0006_bundles.sql"),
+    include_str!("../migrations/0008_witnesses.sql"),
 ];
 
 /// Key of the advisory lock under which the schema changes: "certeus" in ASCII.

@@ -1,34 +1,34 @@
 //! Seals the log: every pod follows it, and one at a time extends and signs it.
 //!
 //! Owns the task that does either, over one connection of its own. `core` decides what the sealer does, `session` is its
-//! SQL, and this carries out the commands. A follower verifies each new checkpoint before it shows it: signature, and a
-//! consistency proof from the one before and from its own anchor, which it then brings up to date. Promises: the pod never
-//! shows a checkpoint that does not continue what it showed before; when log and database do not match it says so, and
+//! SQL, `follow` compares what the database has with what the pod knows, and this carries out the commands. Promises: the pod
+//! never shows a checkpoint that does not continue what it showed before; when log and database do not match it says so, and
 //! takes no event.
 
 mod core;
+mod follow;
 mod session;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use certeus_tlog::checkpoint::Checkpoint;
-use certeus_tlog::proof::verify_consistency;
 use tokio::task::JoinHandle;
 
 use crate::error::Class;
 use crate::ledger::Ledger;
-use crate::log::{AnchorError, Latest, Log, LogConfig, LogError, LogState, Refusal, Signed, Swap};
+use crate::log::{AnchorError, Latest, Log, LogConfig, LogError, Refusal, Swap};
 use crate::postgres::describe;
 use crate::writer::unix_ms;
-use core::{Claim, Command, Core, Entries, Event, Now, Publication, verified_head};
-use session::{ASKED, Head, READ_EVENTS, Session};
+use core::{Claim, Command, Core, Entries, Event, Now, Publication, Settings};
+use session::{ASKED, READ_EVENTS, Refused, Session};
 
 /// A follower looks at least this often, and so do those who wait for the lock.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// After a failure, or having stepped down.
 const RETRY: Duration = Duration::from_millis(300);
+/// From a claim to the first signature where pods have anchors of their own: each of them connects again and looks meanwhile.
+const OBJECTION_WAIT: Duration = Duration::from_secs(5);
 /// A sealer that refuses looks again after this long.
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
 /// A database that takes longer than this for one step is as good as gone.
@@ -120,30 +120,6 @@ enum Woken {
     Published,
 }
 
-/// Whether a follower could compare everything it knows.
-#[derive(Debug, PartialEq, Eq)]
-enum Look {
-    Agreed,
-    /// The anchor is ahead of the database's head, which the sealer is about to catch up with.
-    Behind,
-}
-
-/// Why a follower could not compare, or what it found.
-enum LookError {
-    Refusal(Refusal),
-    Failed(Failed),
-}
-
-impl<E: Into<Failed>> From<E> for LookError {
-    fn from(error: E) -> Self {
-        match error.into() {
-            // What is stored has no proof: that is a finding, not a failure.
-            Failed::Log(error) if error.class() == Class::Corrupt => Self::Refusal(Refusal::Unproven),
-            failed => Self::Failed(failed),
-        }
-    }
-}
-
 struct Pod<'a> {
     ledger: &'a Ledger,
     config: &'a LogConfig,
@@ -166,121 +142,18 @@ impl Pod<'_> {
         }
     }
 
-    /// Looks at the head as a follower, verifies it and shows it.
-    async fn look(&mut self) -> Result<(), Failed> {
-        let Some(mut head) = bounded(self.session.head()).await? else { return Ok(()) };
-        let mut anchored = None;
-        if self.is_news(&head) {
-            // The anchor before the database: what it names was committed before, so the database, read after it, must have it.
-            anchored = self.read_anchor().await?;
-            let Some(read) = bounded(self.session.head()).await? else { return Ok(()) };
-            head = read;
-        }
-        match self.compare(&head, anchored).await {
-            Ok(Look::Agreed) => self.log.agree(),
-            Ok(Look::Behind) => {}
-            Err(LookError::Refusal(refusal)) => self.log.refuse(&refusal),
-            Err(LookError::Failed(failed)) => return Err(failed),
-        }
-        self.log.observe(head.committed);
-        self.log.metrics.epoch.set(head.epoch);
-        Ok(())
-    }
-
-    /// Whether there is anything that was not compared already. The anchor may cost money to read.
-    fn is_news(&self, head: &Head) -> bool {
-        let shown = self.log.latest();
-        let known = shown.as_ref().map(|latest| &latest.signed.note);
-        self.log.state() != LogState::Agreed || head.stored.as_ref().map(|stored| &stored.note) != known
-    }
-
-    async fn compare(&mut self, head: &Head, anchored: Option<String>) -> Result<Look, LookError> {
-        let refused = |refusal| Err(LookError::Refusal(refusal));
-        if let Some(reason) = &head.refused {
-            return refused(Refusal::Told(reason.clone()));
-        }
-        let stored = match &head.stored {
-            Some(stored) => {
-                let checkpoint = verified_head(&self.config.keys, stored).map_err(LookError::Refusal)?;
-                Some(Signed { checkpoint, note: stored.note.clone() })
-            }
-            None => None,
-        };
-        let size = stored.as_ref().map_or(0, |stored| stored.checkpoint.size());
-        let shown = self.log.latest().map(|latest| latest.signed);
-        let shown_size = shown.as_ref().map_or(0, |shown| shown.checkpoint.size());
-        let signed = size.max(shown_size);
-        if head.committed < signed {
-            return refused(Refusal::Behind { committed: head.committed, signed });
-        }
-        if let Some(shown) = &shown
-            && stored.as_ref() != Some(&**shown)
-        {
-            let Some(stored) = stored.as_ref().filter(|_| size >= shown_size) else {
-                return refused(Refusal::Forked { size: shown_size });
-            };
-            self.continues(&shown.checkpoint, &stored.checkpoint).await?;
-        }
-        if let Some(anchor) = &self.config.anchor {
-            if let Some(text) = anchored.as_ref().filter(|text| self.checked_anchor.as_ref() != Some(*text)) {
-                let found = self.config.keys.verify(text);
-                let found = found.map_err(|error| LookError::Refusal(Refusal::Anchor(error)))?;
-                if found.size() > head.committed {
-                    return refused(Refusal::Behind { committed: head.committed, signed: found.size() });
-                }
-                match &stored {
-                    Some(stored) if found.size() <= size => {
-                        self.continues(&found, &stored.checkpoint).await?;
-                        self.checked_anchor = Some(text.clone());
-                    }
-                    // Of an anchor that all pods share this is so for moments; what was agreed stays so.
-                    Some(_) | None if self.log.state() == LogState::Agreed => {}
-                    Some(_) | None => return Ok(Look::Behind),
-                }
-            }
-            if let Some(stored) = &stored
-                && self.checked_anchor.as_ref() != Some(&stored.note)
-                && self.anchored_size(anchored.as_deref()) <= size
-            {
-                // Should it fail, or another pod be first, the next look does it.
-                match anchor.compare_and_set(anchored, stored.note.clone()).await {
-                    Ok(Swap::Done) => self.checked_anchor = Some(stored.note.clone()),
-                    Ok(Swap::Conflict(_)) => {}
-                    Err(error) => {
-                        tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date");
-                    }
-                }
-            }
-        }
-        if let Some(stored) = stored {
-            self.log.show(Latest { signed: Arc::new(stored), signed_at: head.signed_at });
-        }
-        Ok(Look::Agreed)
-    }
-
-    fn anchored_size(&self, text: Option<&str>) -> u64 {
-        text.and_then(|text| self.config.keys.verify(text).ok()).map_or(0, |found| found.size())
-    }
-
-    /// Whether the tree of one checkpoint begins with that of an earlier one.
-    async fn continues(&self, old: &Checkpoint, new: &Checkpoint) -> Result<(), LookError> {
-        let proof = if old.size() < new.size() {
-            bounded(self.ledger.prove(old.size(), new.size())).await?
-        } else {
-            Vec::new()
-        };
-        verify_consistency(old.size(), new.size(), &old.root(), &new.root(), &proof)
-            .map_err(|_| LookError::Refusal(Refusal::Forked { size: old.size() }))
-    }
-
     /// Seals until something is in doubt; gives the reason for stepping down.
     async fn seal(&mut self) -> Result<&'static str, Failed> {
-        let (log, interval) = (self.log, self.config.checkpoint_interval);
-        let (keys, has_anchor) = (Arc::clone(&self.config.keys), self.config.anchor.is_some());
+        let log = self.log;
+        let settings = Settings {
+            keys: Arc::clone(&self.config.keys),
+            interval: self.config.checkpoint_interval,
+            has_anchor: self.config.anchor.is_some(),
+            objection_wait: if self.config.anchor_shared { Duration::ZERO } else { OBJECTION_WAIT },
+        };
         let start = || {
-            let keys = Arc::clone(&keys);
             let shown = log.latest().map(|latest| latest.signed.checkpoint.clone());
-            Core::start(keys, interval, has_anchor, shown)
+            Core::start(Instant::now(), settings.clone(), shown)
         };
         let (mut core, mut command) = start();
         let mut ahead = ReadAhead::default();
@@ -393,11 +266,19 @@ impl Pod<'_> {
         Ok(stored)
     }
 
-    /// Says why nothing is signed, and waits before the next look. The lock is kept, so that no other pod, whose anchor may be
-    /// older, signs instead.
+    /// Says why nothing is signed, and waits before the next look. What this pod knows goes into the database, so that no other pod,
+    /// whose anchor may be older, signs instead.
     async fn refuse(&mut self, refusal: &Refusal) -> Result<(), Failed> {
         self.log.refuse(refusal);
-        bounded(self.session.refuse(&describe(refusal))).await?;
+        let known = if refusal.contradicts() {
+            // Of an anchor that cannot be read nothing is known; that is no reason to say less.
+            let anchored = self.read_anchor().await.ok().flatten();
+            self.known(anchored.as_deref())
+        } else {
+            Vec::new()
+        };
+        let reason = describe(refusal);
+        bounded(self.session.witness(&known, Refused::BySealer(&reason))).await?;
         let until = Instant::now() + REFUSED_RETRY;
         while Instant::now() < until {
             // Keeps the session alive, whatever is asked for.

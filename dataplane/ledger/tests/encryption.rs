@@ -243,6 +243,7 @@ async fn a_proof_covers_the_stored_bytes_and_names_the_key() {
     let log = LogConfig {
         keys: Arc::new(signer.to_secret_text().parse().unwrap()),
         anchor: None,
+        anchor_shared: true,
         checkpoint_interval: Duration::from_millis(100),
     };
     let (ledger, tasks) = start(Config { log: Some(log), ..config(&pg.url(), ONE, &["/card/number"]) }).await;

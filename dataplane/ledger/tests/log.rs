@@ -47,7 +47,17 @@ struct Pod {
 }
 
 impl Pod {
+    /// A pod that shares its anchor with all others.
     fn start(url: &str, seed: u8, anchor: Option<&Path>) -> Self {
+        Self::start_sharing(url, seed, anchor, true)
+    }
+
+    /// A pod that has its anchor for itself.
+    fn start_alone(url: &str, anchor: &Path) -> Self {
+        Self::start_sharing(url, 1, Some(anchor), false)
+    }
+
+    fn start_sharing(url: &str, seed: u8, anchor: Option<&Path>, anchor_shared: bool) -> Self {
         let registry = prometheus::Registry::new();
         let config = Config {
             archive: None,
@@ -67,6 +77,7 @@ impl Pod {
             log: Some(LogConfig {
                 keys: keys(seed),
                 anchor: anchor.map(|path| format!("file://{}", path.display()).parse().unwrap()),
+                anchor_shared,
                 checkpoint_interval: Duration::from_millis(100),
             }),
         };
@@ -170,9 +181,8 @@ async fn audit(pod: &Pod, client: &Client) -> u64 {
 async fn two_pods_are_sealed_under_load_and_one_takes_over_when_the_sealer_is_lost() {
     let pg = LocalPg::start(&Options::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    // One anchor for both, and each its own.
     let anchors = [folder.path().join("a"), folder.path().join("b")];
-    let [first, second] = [&anchors[0], &anchors[1]].map(|anchor| Pod::start(&pg.url(), 1, Some(anchor)));
+    let [first, second] = [&anchors[0], &anchors[1]].map(|anchor| Pod::start_alone(&pg.url(), anchor));
     let (first, second) = (first.ready().await, second.ready().await);
     let client = sql(&pg.url()).await;
     let kill = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted";
@@ -276,6 +286,90 @@ async fn a_sealer_with_an_old_epoch_writes_nothing() {
     pod.close().await;
 }
 
+/// Copies what a restore brings back into a schema of this name.
+async fn back_up(client: &Client, name: &str) {
+    let tables = ["heads", "batches", "log_heads", "log_tiles", "log_witnesses"];
+    let copies = tables.map(|table| format!("CREATE TABLE {name}.{table} AS TABLE certeus.{table}"));
+    client.batch_execute(&format!("CREATE SCHEMA {name}; {}", copies.join("; "))).await.unwrap();
+}
+
+/// As a restore while no pod is connected, but for the epoch: that pods were connected must not help.
+async fn restore(client: &Client, name: &str) {
+    let sql = format!(
+        "BEGIN; LOCK certeus.heads; \
+         UPDATE certeus.log_heads l SET tree_size = b.tree_size, root = b.root, checkpoint = b.checkpoint, refused = NULL \
+         FROM {name}.log_heads b; UPDATE certeus.heads h SET next_index = b.next_index FROM {name}.heads b; \
+         DELETE FROM certeus.batches; INSERT INTO certeus.batches TABLE {name}.batches; \
+         DELETE FROM certeus.log_tiles; INSERT INTO certeus.log_tiles TABLE {name}.log_tiles; \
+         DELETE FROM certeus.log_witnesses; INSERT INTO certeus.log_witnesses TABLE {name}.log_witnesses; COMMIT"
+    );
+    client.batch_execute(&sql).await.unwrap();
+}
+
+/// A pod whose anchor is older than the backup would sign what the others know to be a fork.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_knows_less_signs_nothing_that_another_contradicts() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let [informed, stale] = ["informed", "stale"].map(|name| folder.path().join(name));
+    let pod = Pod::start_alone(&pg.url(), &informed).ready().await;
+    pod.append(0, 600).await;
+    pod.sealed(600).await;
+    std::fs::copy(&informed, &stale).unwrap();
+    pod.append(600, 100).await;
+    pod.sealed(700).await;
+    let client = sql(&pg.url()).await;
+    back_up(&client, "old").await;
+    pod.append(700, 50).await;
+    pod.sealed(750).await;
+    back_up(&client, "new").await;
+    pod.close().await;
+    let signed = async || -> Vec<String> {
+        let rows =
+            client.query("SELECT note FROM certeus.checkpoints ORDER BY tree_size", &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let before = signed().await;
+
+    // With fewer events than were signed, and with more: taken by the pod that knows less.
+    for (more, expected) in
+        [(0, "the log was signed up to 750"), (90, "the first 750 events in the database")]
+    {
+        restore(&client, "old").await;
+        let old = Pod::start_alone(&pg.url(), &stale).ready().await;
+        until("the lock", async || old.leads()).await;
+        if more > 0 {
+            old.append(700, more).await;
+        }
+        let new = Pod::start_alone(&pg.url(), &informed);
+        for pod in [&old, &new] {
+            pod.refuses(expected).await;
+        }
+        assert_eq!(old.ledger.append(request(800, 1)).await.unwrap_err(), AppendError::LogRefused);
+        // What it has said stays said, for those who come when it is gone.
+        for pod in [new, old] {
+            pod.close().await;
+        }
+        let again = Pod::start_alone(&pg.url(), &stale);
+        again.refuses(expected).await;
+        assert_eq!(signed().await, before);
+        again.close().await;
+    }
+
+    // With the right backup it goes on.
+    restore(&client, "new").await;
+    let pods = [&stale, &informed].map(|anchor| Pod::start_alone(&pg.url(), anchor));
+    for pod in pods {
+        let pod = pod.ready().await;
+        let size = pod.append(2000, 1).await + 1;
+        pod.sealed(size).await;
+        assert_eq!(pod.ledger.log_state(), LogState::Agreed);
+        pod.close().await;
+    }
+    let witnesses = "SELECT count(*) FROM certeus.log_witnesses";
+    assert_eq!(client.query_one(witnesses, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_from_an_old_backup_takes_and_signs_nothing() {
     let pg = LocalPg::start(&Options::default()).unwrap();
@@ -285,18 +379,11 @@ async fn a_database_from_an_old_backup_takes_and_signs_nothing() {
     pod.append(0, 700).await;
     pod.sealed(700).await;
     let client = sql(&pg.url()).await;
-    let save = "CREATE SCHEMA backup; \
-         CREATE TABLE backup.heads AS TABLE certeus.heads; CREATE TABLE backup.batches AS TABLE certeus.batches; \
-         CREATE TABLE backup.log_heads AS TABLE certeus.log_heads; CREATE TABLE backup.log_tiles AS TABLE certeus.log_tiles";
-    client.batch_execute(save).await.unwrap();
+    back_up(&client, "backup").await;
     pod.append(700, 50).await;
     pod.sealed(750).await;
     let anchored = std::fs::read_to_string(&anchor).unwrap();
-    let restore = "BEGIN; UPDATE certeus.log_heads l SET tree_size = b.tree_size, root = b.root, checkpoint = b.checkpoint \
-         FROM backup.log_heads b; UPDATE certeus.heads h SET next_index = b.next_index FROM backup.heads b; \
-         DELETE FROM certeus.batches WHERE first_index >= 700; DELETE FROM certeus.log_tiles; \
-         INSERT INTO certeus.log_tiles TABLE backup.log_tiles; COMMIT";
-    client.batch_execute(restore).await.unwrap();
+    restore(&client, "backup").await;
 
     // The pod that was there notices, and so does one that starts now.
     let other = Pod::start(&pg.url(), 1, Some(&anchor)).ready().await;

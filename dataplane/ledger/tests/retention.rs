@@ -160,6 +160,7 @@ async fn proofs_of_archived_events_are_those_of_before() {
     let log = LogConfig {
         keys: Arc::new(key.to_secret_text().parse().unwrap()),
         anchor: None,
+        anchor_shared: true,
         checkpoint_interval: Duration::from_millis(100),
     };
     let (ledger, tasks) = start(Config { log: Some(log), ..archived_to(&pg.url(), dir.path()) }).await;

@@ -38,6 +38,7 @@ const VARIABLES: &[&str] = &[
     "CERTEUS_SIGNING_KEY_FILE",
     "CERTEUS_LOG_ORIGIN",
     "CERTEUS_LOG_ANCHOR",
+    "CERTEUS_LOG_ANCHOR_SHARED",
     "STRICT_PROOF_ONLY",
     "PUBLIC_BASE_URL",
 ];
@@ -140,6 +141,7 @@ struct LogSection {
     key_file: Option<PathBuf>,
     origin: Option<String>,
     anchor: Option<String>,
+    anchor_shared: Option<bool>,
     checkpoint_interval: Option<Millis>,
 }
 
@@ -266,6 +268,8 @@ pub(crate) struct Config {
     pub(crate) signing_key: SigningKey,
     /// Where the newest checkpoint is kept outside of the database. Default: nowhere.
     pub(crate) anchor: Option<Anchor>,
+    /// All pods have this anchor: a bucket's always, a file if the configuration says so. Default: no.
+    pub(crate) anchor_shared: bool,
     /// Longest time between growing and being signed. Default: 1 s.
     pub(crate) checkpoint_interval: Duration,
     /// The keys that callers must show one of. Without them only loopback addresses are served.
@@ -365,11 +369,16 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         Some(size) => ("CERTEUS_POOL_SIZE", Some(parsed("CERTEUS_POOL_SIZE", &size, "a number")?)),
         None => ("database.poolSize", pool.pool_size),
     };
-    let LogSection { level, key_file, origin, anchor, checkpoint_interval } = log;
+    let LogSection { level, key_file, origin, anchor, anchor_shared, checkpoint_interval } = log;
     let signing_key = signing_key(key_file, origin, &variable)?;
     let anchor = match variable("CERTEUS_LOG_ANCHOR") {
         Some(anchor) => Some(("CERTEUS_LOG_ANCHOR", anchor)),
         None => anchor.map(|anchor| ("log.anchor", anchor)),
+    };
+    let anchor = anchor.map(|(key, text)| parse_anchor(key, &text)).transpose()?;
+    let anchor_shared = match variable("CERTEUS_LOG_ANCHOR_SHARED") {
+        Some(shared) => parsed("CERTEUS_LOG_ANCHOR_SHARED", &shared, "true or false")?,
+        None => anchor_shared.unwrap_or(false),
     };
     let level = match variable("CERTEUS_LOG_LEVEL") {
         Some(level) => ("CERTEUS_LOG_LEVEL", level),
@@ -400,7 +409,8 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         spool: spool_of(spool, encryption.as_deref())?,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
         signing_key,
-        anchor: anchor.map(|(key, text)| parse_anchor(key, &text)).transpose()?,
+        anchor_shared: anchor_shared || matches!(anchor, Some(Anchor::Object(_))),
+        anchor,
         checkpoint_interval: checkpoint_interval.map_or(Duration::from_secs(1), |interval| interval.0),
         api_keys,
         encryption,

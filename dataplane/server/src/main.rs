@@ -51,7 +51,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
     version,
     after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_DECRYPT_API_KEY, CERTEUS_ENCRYPTION_KEY, \
                   CERTEUS_SIGNING_KEY; CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, \
-                  CERTEUS_LOG_LEVEL, CERTEUS_SIGNING_KEY_FILE, CERTEUS_LOG_ORIGIN, CERTEUS_LOG_ANCHOR, STRICT_PROOF_ONLY, \
+                  CERTEUS_LOG_LEVEL, CERTEUS_SIGNING_KEY_FILE, CERTEUS_LOG_ORIGIN, CERTEUS_LOG_ANCHOR, CERTEUS_LOG_ANCHOR_SHARED, STRICT_PROOF_ONLY, \
                   PUBLIC_BASE_URL override the file.\n\n\
                   Exit codes: 0 drained and stopped, 1 failed, 2 the configuration cannot work.\n\n\
                   Example:\n  CERTEUS_DB_URL=postgres://me:secret@localhost/events certeus-dataplane"
@@ -142,6 +142,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         encryption,
         signing_key: _,
         anchor,
+        anchor_shared,
         checkpoint_interval,
         proofs,
     } = config;
@@ -172,7 +173,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
             batch_timeout,
         },
         encryption,
-        log: keys.map(|keys| LogConfig { keys, anchor, checkpoint_interval }),
+        log: keys.map(|keys| LogConfig { keys, anchor, anchor_shared, checkpoint_interval }),
         archive,
         spool,
     };

@@ -210,7 +210,11 @@ fn keys_rotate_with_both_signing_for_a_while() {
     let (old, new) = (secret(1, Algorithm::Ed25519), secret(2, Algorithm::Ed25519));
     let both = format!("{old}\n{new}\n{}\n", secret(3, Algorithm::MlDsa44));
     let start = |keys: &str| {
-        let env = [("CERTEUS_SIGNING_KEY", keys), ("CERTEUS_LOG_ANCHOR", &*anchor)];
+        let env = [
+            ("CERTEUS_SIGNING_KEY", keys),
+            ("CERTEUS_LOG_ANCHOR", &*anchor),
+            ("CERTEUS_LOG_ANCHOR_SHARED", "true"),
+        ];
         Pod::start(&pg.url(), &Settings { env: &env, ..Settings::default() })
     };
     let stop = |pod: Pod| {
@@ -321,7 +325,11 @@ fn a_sealer_that_is_stopped_loses_its_place_and_comes_back_as_a_follower() {
     let folder = tempfile::tempdir().unwrap();
     let anchor = format!("file://{}", folder.path().join("anchor").display());
     let signing = secret(1, Algorithm::Ed25519);
-    let env = [("CERTEUS_SIGNING_KEY", &*signing), ("CERTEUS_LOG_ANCHOR", &*anchor)];
+    let env = [
+        ("CERTEUS_SIGNING_KEY", &*signing),
+        ("CERTEUS_LOG_ANCHOR", &*anchor),
+        ("CERTEUS_LOG_ANCHOR_SHARED", "true"),
+    ];
     let settings = Settings { yaml: "log: {checkpointInterval: 100ms}", env: &env };
     let leads = |pod: &Pod| {
         let metrics = request(pod.admin, "GET", "/metrics", &[], b"");

@@ -31,6 +31,8 @@ use serde_json::json;
 const CREATES_MAX: usize = 32;
 /// Load steps that are timed.
 const STEPS: usize = 20;
+/// Pods that a cluster may have; one that has them is passed over.
+const REPLICAS_MAX: i32 = 4;
 /// A cluster that has not got an answer by then never will.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 /// Nothing was written for this long: the world has settled.
@@ -138,7 +140,7 @@ fn create(space: &Space, count: usize) -> Result<()> {
                 "metadata": { "name": name(index) },
                 "spec": {
                     "image": "certeus/dataplane:bench",
-                    "autoscaling": { "min": 1, "max": 4 },
+                    "autoscaling": { "min": 1, "max": REPLICAS_MAX },
                     "database": { "secretRef": { "name": "database", "key": "url" } },
                     "security": { "apiKeySecretRef": { "name": "database", "key": "api" } },
                 },
@@ -208,24 +210,22 @@ fn steps(space: &Space, pods: &Pods, count: usize) -> Result<Vec<Duration>> {
         let index = step * count / STEPS.min(count.max(3));
         // Turns are spread over a second, and so are the steps.
         std::thread::sleep(Duration::from_millis(1000 + 37 * step as u64 % 1000));
-        let workload = space.get::<StatefulSet>(&name(index))?.context("there is no StatefulSet")?;
         let asked = |set: &StatefulSet| set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
-        let before = asked(&workload);
-        if before >= 4 {
-            continue;
-        }
         let answered = async {
             let config = watcher::Config::default().fields(&format!("metadata.name={}", name(index)));
             let events = watcher(space.api::<StatefulSet>(), config).applied_objects();
             pin_mut!(events);
             // The watch is there before the load is.
-            events.try_next().await?.context("the watch ended")?;
+            let before = asked(&events.try_next().await?.context("the watch ended")?);
+            if before >= REPLICAS_MAX {
+                return Ok(None);
+            }
             let begun = Instant::now();
             pods.load(&name(index), true);
             loop {
                 let set = events.try_next().await?.context("the watch ended")?;
                 if asked(&set) > before {
-                    return anyhow::Ok(begun.elapsed());
+                    return anyhow::Ok(Some(begun.elapsed()));
                 }
             }
         };
@@ -233,7 +233,7 @@ fn steps(space: &Space, pods: &Pods, count: usize) -> Result<Vec<Duration>> {
         let reaction = space.block(limited);
         pods.load(&name(index), false);
         match reaction {
-            Ok(reaction) => reactions.push(reaction?),
+            Ok(reaction) => reactions.extend(reaction?),
             Err(_) => bail!("{} got no answer within {} s", name(index), STEP_LIMIT.as_secs()),
         }
     }

@@ -151,10 +151,12 @@ async fn listen(shared: &Shared) -> Option<(TcpListener, Ipv4Addr)> {
 async fn page(State(pod): State<Arc<StandIn>>) -> String {
     let commits = pod.commits.fetch_add(100, Ordering::Relaxed) + 100;
     let queue = if pod.loaded.load(Ordering::Relaxed) { 90_000 } else { 20_000 };
-    let cpu = Timestamp::now().as_millisecond() as f64 / 2000.0;
+    let uptime = Timestamp::now().as_millisecond() as f64 / 1000.0;
+    let cpu = uptime / 2.0;
     let seconds = commits as f64 / 1000.0;
     format!(
-        "certeus_process_start_time_seconds 100\ncerteus_process_cpu_seconds_total {cpu}\n\
+        "certeus_process_start_time_seconds 100\ncerteus_process_uptime_seconds {uptime}\n\
+         certeus_process_cpu_seconds_total {cpu}\n\
          certeus_ledger_queue_events {queue}\ncerteus_ledger_queue_events_max 100000\n\
          certeus_ledger_queue_bytes 0\ncerteus_ledger_queue_bytes_max 67108864\n\
          certeus_ledger_queue_oldest_age_seconds 0\ncerteus_ledger_commit_duration_seconds_sum {seconds}\n\

@@ -2,14 +2,16 @@
 
 use std::cell::Cell;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::torment;
 use crate::checker::Rule;
 use crate::envelope::Envelope;
-use crate::http::{self, Exchange, Request};
+use crate::event::Event;
+use crate::http::{self, Exchange, Reply, Request};
+use crate::journal::Name;
 use crate::log::LogKey;
 use crate::recorder::Habits;
 use crate::run::{Run, Verdict};
@@ -21,9 +23,11 @@ use crate::world::{Setup, World};
 const BEYOND_LEASE_MS: (u64, u64) = (11_000, 16_000);
 const DETECTION: Duration = Duration::from_secs(30);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// So that the pods that are started then are there before a new sealer signs.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) fn kill(run: &mut Run) -> Result<Verdict> {
-    let setup = Setup { pods: 3, ..Setup::default() };
+    let setup = Setup { pods: 3, anchor_shared: true, ..Setup::default() };
     let tally = torment(run, &setup, &Habits::default(), |world| {
         let sealer = sealer(world, None)?;
         sleep(world.dice.millis(0, 1200));
@@ -35,7 +39,7 @@ pub(super) fn kill(run: &mut Run) -> Result<Verdict> {
 }
 
 pub(super) fn freeze(run: &mut Run) -> Result<Verdict> {
-    let setup = Setup { pods: 3, ..Setup::default() };
+    let setup = Setup { pods: 3, anchor_shared: true, ..Setup::default() };
     let habits = Habits { reply_timeout: Duration::from_secs(3), ..Habits::default() };
     let tally = torment(run, &setup, &habits, |world| {
         let old = sealer(world, None)?;
@@ -75,6 +79,42 @@ fn seals(world: &World, pod: usize) -> bool {
 }
 
 pub(super) fn old_backup(run: &mut Run) -> Result<Verdict> {
+    restore_old(run, |world, _| {
+        if world.dice.one_in(2) {
+            // A pod without memory has only its anchor.
+            world.kill_pod(0)?;
+            world.start_pod(0)?;
+        }
+        world.restart_postgres()
+    })
+}
+
+/// Only a pod that knows more keeps the first one from signing a second history.
+pub(super) fn old_anchor(run: &mut Run) -> Result<Verdict> {
+    restore_old(run, |world, anchor| {
+        // What clients would be told in the meantime would be true for this database, and for no other.
+        world.front(0).partition();
+        for pod in 0..world.pod_count() {
+            world.kill_pod(pod)?;
+        }
+        std::fs::write(world.anchor(0), anchor).context("cannot replace the anchor")?;
+        world.restart_postgres()?;
+        world.start_pod(0)?;
+        wait_for("the pod to lead", DETECTION, || Ok(seals(world, 0)))?;
+        // With this event its log would be another one than the others know.
+        let taken = Instant::now() + TAKEN_WITHIN;
+        while !takes(world, 0) && Instant::now() < taken {
+            sleep(Duration::from_millis(50));
+        }
+        // A checkpoint is due by now; a new sealer waits longer than this for those who know better.
+        sleep(world.dice.millis(1200, 2000));
+        (1..world.pod_count()).try_for_each(|pod| world.start_pod(pod))
+    })
+}
+
+/// Restores a backup that is older than the log, lets `begin` start everything again, and waits for all pods to refuse. `begin` is
+/// given pod 0's anchor from before the backup.
+fn restore_old(run: &mut Run, begin: impl Fn(&mut World, &[u8]) -> Result<()>) -> Result<Verdict> {
     let backups = run.folder("backups")?;
     let number = Cell::new(0);
     // Until a pod has compared the database with the log, it answers from it that a producer's events are missing.
@@ -84,6 +124,7 @@ pub(super) fn old_backup(run: &mut Run) -> Result<Verdict> {
         let (old, new) =
             (backups.join(format!("old-{}", number.get())), backups.join(format!("new-{}", number.get())));
         grow(world)?;
+        let anchor = std::fs::read(world.anchor(0)).context("cannot read the anchor")?;
         world.postgres.stop()?;
         world.postgres.back_up(&old)?;
         world.restart_postgres()?;
@@ -94,12 +135,7 @@ pub(super) fn old_backup(run: &mut Run) -> Result<Verdict> {
         sleep(Duration::from_secs(1));
         let acknowledged = world.journal().acknowledged_count();
         world.postgres.restore(&old)?;
-        if world.dice.one_in(2) {
-            // A pod without memory has only its anchor.
-            world.kill_pod(0)?;
-            world.start_pod(0)?;
-        }
-        world.restart_postgres()?;
+        begin(world, &anchor)?;
         for pod in 0..world.pod_count() {
             wait_for("a pod to refuse events", DETECTION, || Ok(refuses(world, pod)))?;
         }
@@ -126,16 +162,28 @@ fn grow(world: &World) -> Result<()> {
 
 /// Whether a pod refuses an event because the database is not what was signed.
 fn refuses(world: &World, pod: usize) -> bool {
-    let Ok(pod) = world.pod(pod) else { return false };
+    probe(world, pod).is_some_and(|reply| (reply.status, &reply.problem()[..]) == (503, "log-refused"))
+}
+
+/// Whether a pod takes an event.
+fn takes(world: &World, pod: usize) -> bool {
+    probe(world, pod).is_some_and(|reply| reply.status == 201)
+}
+
+/// Sends a pod an event that nobody waits for: it may be stored, even later.
+fn probe(world: &World, pod: usize) -> Option<Reply> {
+    let pod = world.pod(pod).ok()?;
+    let (_, entry) = world.journal().sent(1, |_| Name::None);
+    let body = Event(entry.first_number).json();
     let request = Request {
         method: "POST",
         path: "/v1/ledger/events",
         headers: &[("content-type", "application/json")],
-        body: br#"{"type":"probe","timestamp":1}"#,
+        body: body.as_bytes(),
     };
     match http::Client::new(PROBE_TIMEOUT).send(pod.api(), &request) {
-        Exchange::Reply(reply) => (reply.status, &reply.problem()[..]) == (503, "log-refused"),
-        Exchange::NotSent | Exchange::Lost => false,
+        Exchange::Reply(reply) => Some(reply),
+        Exchange::NotSent | Exchange::Lost => None,
     }
 }
 

@@ -55,7 +55,8 @@ pub(super) fn database_name(cluster: &Cluster) -> String {
     format!("{}-database", cluster.name)
 }
 
-pub(super) fn embedded(cluster: &Cluster) -> Option<EmbeddedDatabase> {
+/// With `replicas` pods that may need it.
+pub(super) fn embedded(cluster: &Cluster, replicas: u32) -> Option<EmbeddedDatabase> {
     let DatabaseSource::Embedded { image } = &cluster.database else { return None };
     let pods = LabelSelector { match_labels: Some(selector_labels(cluster)), match_expressions: None };
     let client = NetworkPolicyPeer { pod_selector: Some(selector(cluster)), ..NetworkPolicyPeer::default() };
@@ -75,7 +76,8 @@ pub(super) fn embedded(cluster: &Cluster) -> Option<EmbeddedDatabase> {
             }),
             status: None,
         },
-        stateful_set: stateful_set(cluster, image, pods),
+        // Pods that are being stopped still commit what they have accepted.
+        stateful_set: stateful_set(cluster, image, pods, !cluster.stopped || replicas > 0),
     })
 }
 
@@ -91,12 +93,12 @@ fn database_metadata(cluster: &Cluster) -> ObjectMeta {
     metadata
 }
 
-fn stateful_set(cluster: &Cluster, image: &str, selector: LabelSelector) -> StatefulSet {
+fn stateful_set(cluster: &Cluster, image: &str, selector: LabelSelector, runs: bool) -> StatefulSet {
     let metadata = database_metadata(cluster);
     let labels = metadata.labels.clone();
     StatefulSet {
         spec: Some(StatefulSetSpec {
-            replicas: Some(i32::from(!cluster.stopped)),
+            replicas: Some(i32::from(runs)),
             selector,
             service_name: Some(database_name(cluster)),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {

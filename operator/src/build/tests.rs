@@ -123,14 +123,17 @@ fn an_upgrade_of_the_operator_leaves_the_image_as_it_is() {
 }
 
 #[test]
-fn a_stopped_cluster_has_no_pods_and_keeps_its_names() {
-    let running = build(&read("minimal"), &inputs(3));
-    let stopped = build(&Cluster { stopped: true, ..read("minimal") }, &inputs(3));
+fn the_embedded_database_outlives_the_pods_of_a_cluster_that_is_stopped() {
+    let stopped = Cluster { stopped: true, ..read("minimal") };
     let replicas = |set: &StatefulSet| set.spec.as_ref().unwrap().replicas;
-    let databases = [&running, &stopped].map(|objects| &objects.database.as_ref().unwrap().stateful_set);
-    assert_eq!(databases.map(replicas), [Some(1), Some(0)]);
-    assert_eq!([&running, &stopped].map(|objects| replicas(&objects.stateful_set)), [Some(3), Some(0)]);
-    assert!(running.pod_disruption_budget.is_some() && stopped.pod_disruption_budget.is_none());
+    let both = |cluster: &Cluster, pods: u32| {
+        let objects = build(cluster, &inputs(pods));
+        (replicas(&objects.stateful_set), replicas(&objects.database.unwrap().stateful_set))
+    };
+    assert_eq!(both(&stopped, 3), (Some(3), Some(1)), "while they drain");
+    assert_eq!(both(&stopped, 0), (Some(0), Some(0)));
+    assert_eq!(both(&read("minimal"), 0), (Some(0), Some(1)), "before the first pod");
+    let [running, stopped] = [read("minimal"), stopped].map(|cluster| build(&cluster, &inputs(0)));
     assert_eq!(running.client_service, stopped.client_service);
 }
 

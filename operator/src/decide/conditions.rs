@@ -65,13 +65,14 @@ pub(super) fn findings(cluster: &Cluster, observed: &Observed<'_>, count: &Count
         progressing(cluster, observed, count),
         degraded(observed, count),
         accepted(Ok(())),
-        scaling_active(cluster, observed.decision),
+        scaling_active(cluster, observed),
         scaling_limited(observed.decision),
         database_reachable(count),
     ];
     if let Some(surroundings) = &observed.surroundings {
         findings.extend(in_kubernetes(cluster, observed, surroundings));
     }
+    findings.extend(downstream_saturated(observed.decision));
     findings.extend(modes(cluster));
     // Where the API server keeps a list in order, an equal list must be in equal order.
     findings.sort_by_key(|finding| finding.kind);
@@ -86,8 +87,13 @@ fn ready(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Finding {
     }
     // While a surge is being answered the cluster is as ready as it was before.
     let needed = cluster.scaling.min().min(observed.desired).max(1);
-    let message = format!("{} of at least {needed} pods take events", count.ready);
     let enough = count.ready >= needed;
+    let problems = observed.surroundings.map_or(&[][..], |surroundings| surroundings.problems);
+    if let (Some(problem), 0) = (problems.first(), count.existing) {
+        let (reason, message) = (problem.reason.as_str(), problem.message.clone());
+        return Finding { kind, holds: Some(false), reason, message };
+    }
+    let message = format!("{} of at least {needed} pods take events", count.ready);
     Finding::new(kind, enough, if enough { PodsReady } else { PodsNotReady }, message)
 }
 
@@ -139,7 +145,7 @@ fn degraded(observed: &Observed<'_>, count: &Count) -> Finding {
 pub(super) fn accepted(spec: Result<(), &[certeus_crds::FieldError]>) -> Finding {
     let kind = ConditionType::Accepted;
     match spec {
-        Ok(()) => Finding::new(kind, true, ConditionReason::Valid, ""),
+        Ok(()) => Finding::new(kind, true, ConditionReason::Valid, "the spec can be carried out"),
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             let message = list(errors.iter().map(String::as_str));
@@ -154,10 +160,18 @@ pub(super) fn never_ready() -> Finding {
     Finding::new(ConditionType::Ready, false, ConditionReason::Invalid, message)
 }
 
-fn scaling_active(cluster: &Cluster, decision: Option<&Decision>) -> Finding {
+fn scaling_active(cluster: &Cluster, observed: &Observed<'_>) -> Finding {
     use ConditionReason as R;
     let kind = ConditionType::ScalingActive;
-    let Some(decision) = decision else {
+    if observed.surroundings.is_some_and(|around| !around.autoscalers.is_empty()) {
+        return Finding::new(
+            kind,
+            false,
+            R::AmbiguousOwner,
+            "the number of pods is left to another autoscaler",
+        );
+    }
+    let Some(decision) = observed.decision else {
         let (reason, message) = match &cluster.scaling {
             _ if cluster.paused => (R::Paused, "spec.paused is true"),
             _ if cluster.stopped => (R::Stopped, "spec.stopped is true"),
@@ -236,8 +250,8 @@ fn in_kubernetes(cluster: &Cluster, observed: &Observed<'_>, around: &Surroundin
     if !around.autoscalers.is_empty() {
         let names = list(around.autoscalers.iter().map(String::as_str));
         let message = format!(
-            "{names} sets the number of pods as well: remove it, or set spec.autoscaling.enabled to false and let it \
-             scale the LedgerCluster"
+            "{names} scales the same StatefulSet, so its number of pods is left to it: remove it, or set \
+             spec.autoscaling.enabled to false and let it scale the LedgerCluster"
         );
         findings.push(Finding::new(ConditionType::AmbiguousOwner, true, R::OtherAutoscaler, message));
     }
@@ -283,7 +297,7 @@ fn modes(cluster: &Cluster) -> impl Iterator<Item = Finding> {
 }
 
 /// Whether the decision was held back because the database is the bottleneck.
-pub(super) fn downstream_saturated(decision: Option<&Decision>) -> Option<Finding> {
+fn downstream_saturated(decision: Option<&Decision>) -> Option<Finding> {
     let mut adjustments = decision?.adjustments.iter();
     let saturated = adjustments.any(|adjustment| adjustment.reason == ScalingReason::DownstreamSaturated);
     let message =

@@ -2,9 +2,7 @@
 //! nothing changed: the last decision stays the last for another number of pods, and measured values move in steps.
 
 use certeus_autoscale::{Decision, Reason};
-use certeus_crds::{
-    DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus,
-};
+use certeus_crds::{DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -16,6 +14,8 @@ use crate::validate::{Cluster, DatabaseSource};
 
 /// Measured values are never quite at rest. A change of less than this is not shown.
 const VALUE_STEP: f64 = 0.05;
+/// Longer than anybody reads; what an API server says of a refusal can be longer.
+const MESSAGE_CHARACTERS_MAX: usize = 1024;
 /// Draining pods that are listed.
 const DRAINING_MAX: usize = 100;
 
@@ -62,9 +62,7 @@ pub struct Surroundings<'a> {
 pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus {
     let Observed { pods, desired, decision, draining, surroundings, before, now } = *observed;
     let count = Count::of(pods);
-    let mut findings = conditions::findings(cluster, observed, &count);
-    findings.extend(conditions::downstream_saturated(decision));
-    findings.sort_by_key(|finding| finding.kind);
+    let findings = conditions::findings(cluster, observed, &count);
     let conditions = findings.into_iter().map(|finding| finding.at(cluster.generation, before, now));
     let mut draining = draining.to_vec();
     draining.sort_by(|one, other| one.name.cmp(&other.name));
@@ -121,6 +119,10 @@ impl Finding {
             None => "Unknown",
         };
         let same = |old: &&Condition| old.type_ == kind.as_str() && old.status == status;
+        let mut message = message;
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
+            message.truncate(end);
+        }
         let kept = before.and_then(|before| before.conditions.iter().find(same));
         Condition {
             type_: kind.as_str().to_owned(),

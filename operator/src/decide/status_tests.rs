@@ -206,7 +206,11 @@ fn what_is_around_a_cluster_shows() {
     let autoscalers = ["HorizontalPodAutoscaler demo".to_owned()];
     let status = around(&scaled(), Surroundings { autoscalers: &autoscalers, ..AROUND });
     let ambiguous = condition(&status, ConditionType::AmbiguousOwner);
-    assert!(ambiguous.starts_with("True OtherAutoscaler: HorizontalPodAutoscaler demo sets"), "{ambiguous}");
+    assert!(
+        ambiguous.starts_with("True OtherAutoscaler: HorizontalPodAutoscaler demo scales"),
+        "{ambiguous}"
+    );
+    assert!(condition(&status, ConditionType::ScalingActive).starts_with("False AmbiguousOwner: "));
 }
 
 #[test]
@@ -221,6 +225,16 @@ fn a_problem_degrades_and_blocks_until_it_is_gone() {
     assert!(degraded.starts_with("True SecretMissing: Secret s0 is not there; Secret s1"), "{degraded}");
     assert!(degraded.ends_with("Secret s7 is not there; and 2 more"), "{degraded}");
     assert_eq!(condition(&status, ConditionType::Progressing), "False Blocked: see Degraded");
+    assert!(condition(&status, ConditionType::Ready).starts_with("True PodsReady: "), "pods that run go on");
+    let surroundings = Some(Surroundings { problems: &problems[..1], ..AROUND });
+    let nothing_runs = status_in(&scaled(), 0, &[], surroundings, None, 0);
+    assert_eq!(condition(&nothing_runs, ConditionType::Ready), "False SecretMissing: Secret s0 is not there");
+    let long = [Problem { reason: ProblemReason::ApplyRefused, message: "é".repeat(3000) }];
+    let status = around(&scaled(), Surroundings { problems: &long, ..AROUND });
+    assert_eq!(
+        condition(&status, ConditionType::Degraded),
+        format!("True ApplyRefused: {}", "é".repeat(1024))
+    );
     let status = around(&scaled(), Surroundings { outdated_pods: 1, ..AROUND });
     assert_eq!(
         condition(&status, ConditionType::Progressing),
@@ -244,7 +258,7 @@ fn an_invalid_spec_is_told_and_what_runs_is_still_described() {
     assert_eq!((broken.replicas, &broken.conditions[0]), (1, &running.conditions[0]));
     assert_eq!(invalid(Some(7), Some(&broken), &errors, at(120)), broken, "no write");
     let repaired = status_of(&scaled(), 1, &[calm("demo-0")], Some(&broken), 150);
-    assert_eq!(condition(&repaired, ConditionType::Accepted), "True Valid: ");
+    assert_eq!(condition(&repaired, ConditionType::Accepted), "True Valid: the spec can be carried out");
 }
 
 #[test]

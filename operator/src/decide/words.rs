@@ -64,8 +64,8 @@ words! {
 }
 
 words! {
-    /// Reason of a condition. Those of `ScalingLimited` are the autoscaler's, those of `Degraded` may also be a
-    /// [`ProblemReason`].
+    /// Reason of a condition. Those of `ScalingLimited` are the autoscaler's; `Degraded`, and `Ready` of a cluster without
+    /// pods, may also have a [`ProblemReason`].
     ConditionReason {
         /// Ready: so many pods as are needed take events.
         PodsReady,
@@ -107,6 +107,8 @@ words! {
         MeasurementFailed,
         /// ScalingActive: `spec.autoscaling.enabled` is false.
         Disabled,
+        /// ScalingActive: something else sets the number of pods, and it is left to that.
+        AmbiguousOwner,
         /// ScalingLimited: the triggers get what they ask for.
         NotLimited,
         /// DatabaseReachable: all pods that report can commit.

@@ -149,7 +149,9 @@ impl Site {
             .kill_on_drop(true);
         if !template.anchored {
             // One for all pods, which share this machine.
-            command.env("CERTEUS_LOG_ANCHOR", format!("file://{}", self.state.log_anchor().display()));
+            command
+                .env("CERTEUS_LOG_ANCHOR", format!("file://{}", self.state.log_anchor().display()))
+                .env("CERTEUS_LOG_ANCHOR_SHARED", "true");
         }
         if template.env(SIGNING_KEY).is_none() {
             // No Secret brings a key: the pods make one of their own on first use.

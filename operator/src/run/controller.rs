@@ -103,7 +103,7 @@ impl Controller {
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>, synced: impl FnOnce()) {
         let (sender, mut changes) = mpsc::channel(CHANGES_MAX);
         let Context { client, metrics, .. } = &*self.context;
-        let watches::Watches { tasks: _watches, mut lists } =
+        let watches::Watches { tasks: mut watching, mut lists } =
             watches::start(client, &self.scope, sender.clone(), metrics, &self.health);
         let mut monitors = JoinSet::new();
         let mut discovery = JoinSet::new();
@@ -136,6 +136,11 @@ impl Controller {
                     }
                     change => self.change(change),
                 },
+                // They never end by themselves. Blind, the operator must not go on.
+                Some(_) = watching.join_next() => {
+                    tracing::error!("a watch ended");
+                    break;
+                }
                 () = self.woken.notify.notified() => {
                     for key in self.woken.take() {
                         self.queue.wake(&key, Wake::Seen, clock::now());

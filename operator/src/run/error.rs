@@ -189,7 +189,9 @@ impl Error {
             Self::Api { source, .. } => match api_class(source) {
                 Class::Forbidden => ProblemReason::Forbidden,
                 Class::Missing => ProblemReason::ApplyRefused,
-                Class::Invalid | Class::Conflict | Class::Transient | Class::Fatal => ProblemReason::ApiUnavailable,
+                Class::Invalid | Class::Conflict | Class::Transient | Class::Fatal => {
+                    ProblemReason::ApiUnavailable
+                }
             },
             Self::Timeout(_) => ProblemReason::ApiUnavailable,
             Self::Json { .. } | Self::Random | Self::Panicked => ProblemReason::OperatorBug,

@@ -17,8 +17,14 @@ use super::pods::PodSeen;
 
 /// For connection, request and reply together, unless the caller has less time.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
+/// The library's constant has the type that Kubernetes gives ports.
+#[expect(clippy::cast_possible_truncation, reason = "checked beside it")]
+const ADMIN: u16 = ADMIN_PORT as u16;
+const _: () = assert!(ADMIN as i32 == ADMIN_PORT);
 /// A page of metrics is some tens of kilobytes.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A reply's head fits in.
+const READ_BUFFER_BYTES: usize = 8 * 1024;
 /// Longer than the interval between two scrapes, shorter than what a pod keeps an idle connection.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -61,6 +67,8 @@ impl PodHttp {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(1)
+            // One for each of some thousand pods: left to itself it would grow to a multiple of a page.
+            .http1_read_buf_exact_size(READ_BUFFER_BYTES)
             .build(connector);
         Self { client }
     }
@@ -84,7 +92,7 @@ impl PodHttp {
         json: Option<Bytes>,
         timeout: Duration,
     ) -> Result<Reply, Error> {
-        let address = SocketAddr::new(pod.ip.ok_or(Error::NoAddress)?, ADMIN_PORT.unsigned_abs() as u16);
+        let address = SocketAddr::new(pod.ip.ok_or(Error::NoAddress)?, ADMIN);
         let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
         if let Some(key) = &pod.key {
             let value = HeaderValue::try_from(format!("Bearer {}", key.secret_text()));

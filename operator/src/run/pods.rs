@@ -91,11 +91,6 @@ impl PodSeen {
             name,
         })
     }
-
-    /// Whether it takes events.
-    pub(crate) fn is_ready(&self) -> bool {
-        matches!(self.phase, PodPhase::Running { ready: true, .. })
-    }
 }
 
 fn phase(pod: &Pod) -> PodPhase {

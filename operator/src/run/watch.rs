@@ -358,6 +358,7 @@ fn read_pod(pod: Pod) -> Option<Box<(ObjectKey, PodSeen)>> {
     Some(Box::new((cluster(&pod)?, PodSeen::read(&pod)?)))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as the other readers")]
 fn read_set(set: StatefulSet) -> Option<Box<(ObjectKey, Seen)>> {
     let workload = Workload::read(&set);
     Some(Box::new((cluster(&set)?, Seen { workload: Some(Box::new(workload)), ..Seen::read(&set.metadata) })))

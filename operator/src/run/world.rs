@@ -86,7 +86,7 @@ impl World {
                 self.refer(&key, &BTreeSet::new());
                 known.then_some((key, Effect::Gone)).into_iter().collect()
             }
-            Change::Pod(pod, seen) => self.pod(pod, seen.map(|seen| *seen)),
+            Change::Pod(pod, seen) => self.pod(&pod, seen.map(|seen| *seen)),
             Change::Owned(kind, key, seen) => self.object(kind, &key, seen.map(|seen| *seen)),
             Change::Secret(key) => {
                 let clusters = self.secrets.get(&key).cloned().unwrap_or_default();
@@ -117,7 +117,7 @@ impl World {
         }
     }
 
-    fn pod(&mut self, pod: ObjectKey, seen: Option<(ObjectKey, PodSeen)>) -> Vec<(ObjectKey, Effect)> {
+    fn pod(&mut self, pod: &ObjectKey, seen: Option<(ObjectKey, PodSeen)>) -> Vec<(ObjectKey, Effect)> {
         let place = (POD, pod.clone());
         let Some((cluster, seen)) = seen else {
             let Some(cluster) = self.owners.remove(&place) else { return Vec::new() };

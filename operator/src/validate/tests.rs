@@ -26,7 +26,7 @@ fn a_minimal_cluster_gets_the_engines_own_defaults() {
     let valid = validate(&cluster("demo", "{ database: { embedded: true } }")).unwrap();
     let Scaling::Auto(policy) = &valid.scaling else { panic!("not scaled") };
     assert_eq!(*policy.config(), PolicyConfig::default());
-    assert_eq!((valid.pool_size.get(), valid.cpu_request.map(Millicores::cores)), (4, Some(1.0)));
+    assert_eq!((valid.pool_size.get(), valid.cpu_request.map(Millicores::cores)), (5, Some(1.0)));
     assert_eq!(valid.image, Image::Floating { repository: "certeus/dataplane".to_owned() });
     assert_eq!(
         (valid.namespace.as_str(), valid.database),
@@ -64,13 +64,13 @@ fn a_fixed_count_needs_no_cpu_request_and_shares_the_budget_by_itself() {
 #[test]
 fn refuses_a_budget_that_is_too_small_for_the_largest_number_of_pods() {
     check(
-        "{ database: { embedded: true, connectionBudget: 79 } }",
-        "spec.database.connectionBudget: must be at least 80: 20 pods with 2 writers need 4 connections each",
+        "{ database: { embedded: true, connectionBudget: 99 } }",
+        "spec.database.connectionBudget: must be at least 100: 20 pods with 2 writers need 5 connections each",
     );
-    check("{ database: { embedded: true, connectionBudget: 80 } }", "");
+    check("{ database: { embedded: true, connectionBudget: 100 } }", "");
     check(
         "{ database: { embedded: true }, ledger: { writers: 3 } }",
-        "spec.database.connectionBudget: must be at least 100: 20 pods with 3 writers need 5 connections each",
+        "spec.database.connectionBudget: must be at least 120: 20 pods with 3 writers need 6 connections each",
     );
 }
 
@@ -157,11 +157,9 @@ fn no_value_of_any_field_can_break_reading_validating_or_building() {
                 Ok(cluster) => {
                     let most = cluster.scaling.max();
                     let inputs = crate::build::Inputs { replicas: most, ..Default::default() };
-                    let built = crate::build::build(&cluster, &inputs)
-                        .stateful_set
-                        .spec
-                        .and_then(|spec| spec.replicas);
-                    let most = if cluster.stopped { 0 } else { most };
+                    let objects = crate::build::build(&cluster, &inputs);
+                    assert_eq!(objects, crate::build::build(&cluster, &inputs), "the same again");
+                    let built = objects.stateful_set.spec.and_then(|spec| spec.replicas);
                     assert_eq!(built, i32::try_from(most).ok());
                     accepted += 1;
                 }

@@ -5,6 +5,10 @@
 //! what was signed before is a prefix of it, and never again after anything was in doubt: then it steps down, and the
 //! next claim looks at everything anew. Recovery is therefore the way that every start takes.
 //!
+//! A sealer whose anchor is older than that of another pod cannot know what that pod knows. It waits before it signs first,
+//! in which time the other looks at the database, finds it older than the log, and raises the epoch with a witness: the
+//! checkpoint that is missing. From then on every claim compares with it.
+//!
 //! A publication, and what is true if the process dies after each step:
 //! 1. *sign*: nothing is outside this process; the next sealer signs the same tree or a larger one.
 //! 2. *anchor*: the anchor is ahead of the database's head by this checkpoint. The entries below it are committed, so
@@ -12,6 +16,7 @@
 //! 3. *store*: tiles, history and head are in the database together. Nobody was told yet; followers poll.
 //! 4. *announce*: done.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +29,7 @@ use certeus_tlog::{Hash, leaf_hash};
 use crate::envelope::ENTRY_BYTES;
 use crate::log::{KeyError, Refusal, Signed, SigningKeys};
 
-/// An idle sealer looks this often, so that its session and with it the lock stay alive (see `LEASE` in `driver.rs`).
+/// An idle sealer looks this often, so that its session and with it the lock stay alive (see `LEASE` in `session.rs`).
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The ledger's log as the database has it when a sealer takes over.
@@ -38,6 +43,8 @@ pub(crate) struct Claim {
     pub(crate) edge: Vec<(TileId, Vec<Hash>)>,
     /// Events committed.
     pub(crate) committed: u64,
+    /// Checkpoints that other pods know and did not find in the database.
+    pub(crate) witnesses: Vec<String>,
     /// The sealer before refused to sign.
     pub(crate) was_refused: bool,
 }
@@ -137,7 +144,8 @@ pub(crate) enum Event {
 enum Phase {
     ReadingAnchor,
     Claiming,
-    Proving(Checkpoint),
+    /// The last of these.
+    Proving(Vec<Checkpoint>),
     Reading,
     Waiting,
     Anchoring(Box<Publication>),
@@ -146,12 +154,25 @@ enum Phase {
     Ended,
 }
 
+/// What a sealer is told once.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) keys: Arc<SigningKeys>,
+    /// Between two checkpoints.
+    pub(crate) interval: Duration,
+    pub(crate) has_anchor: bool,
+    /// From a claim to the first signature: in this time every other pod looks at the database. Zero when all of them have the
+    /// same anchor, so that none knows more.
+    pub(crate) objection_wait: Duration,
+}
+
 /// The sealer of one ledger from a claim to the next.
 #[derive(Debug)]
 pub(crate) struct Core {
     keys: Arc<SigningKeys>,
     interval: Duration,
     has_anchor: bool,
+    objection_wait: Duration,
     phase: Phase,
     epoch: i64,
     frontier: Frontier,
@@ -163,8 +184,10 @@ pub(crate) struct Core {
     anchor: Option<String>,
     /// The newest checkpoint that this process has shown.
     shown: Option<Checkpoint>,
-    /// The newest of these two, while the tree has not grown to it yet.
-    ahead: Option<Checkpoint>,
+    /// Checkpoints known from elsewhere that the tree has not grown to yet, the smallest last.
+    ahead: Vec<Checkpoint>,
+    /// Nothing is signed before, so that pods that know more can say so.
+    signs_from: Instant,
     /// A checkpoint is due although the tree did not grow.
     renew: bool,
     wanted: bool,
@@ -173,17 +196,14 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// A sealer that has the lock and knows nothing yet; the first command.
-    pub(crate) fn start(
-        keys: Arc<SigningKeys>,
-        interval: Duration,
-        has_anchor: bool,
-        shown: Option<Checkpoint>,
-    ) -> (Self, Command) {
+    /// A sealer that has the lock since `now` and knows nothing yet; the first command.
+    pub(crate) fn start(now: Instant, settings: Settings, shown: Option<Checkpoint>) -> (Self, Command) {
+        let Settings { keys, interval, has_anchor, objection_wait } = settings;
         let core = Self {
             keys,
             interval,
             has_anchor,
+            objection_wait,
             phase: if has_anchor { Phase::ReadingAnchor } else { Phase::Claiming },
             epoch: 0,
             frontier: Frontier::new(),
@@ -192,7 +212,8 @@ impl Core {
             committed: 0,
             anchor: None,
             shown,
-            ahead: None,
+            ahead: Vec::new(),
+            signs_from: now,
             renew: false,
             wanted: false,
             more: false,
@@ -214,8 +235,8 @@ impl Core {
                 self.phase = Phase::Claiming;
                 Ok(Command::Claim)
             }
-            (Phase::Claiming, Event::Claimed(claim)) => self.claimed(*claim),
-            (Phase::Proving(anchor), Event::Proof(proof)) => self.anchor_proven(&anchor, &proof),
+            (Phase::Claiming, Event::Claimed(claim)) => self.claimed(now.at, *claim),
+            (Phase::Proving(known), Event::Proof(proof)) => self.proven(known, &proof),
             (Phase::Reading, Event::Entries(entries)) => {
                 let ours = |(epoch, head): &(i64, Option<StoredHead>)| {
                     (*epoch, head) == (self.epoch, &self.published)
@@ -254,12 +275,13 @@ impl Core {
 
     /// Whether what was read so far is what was signed.
     pub(crate) fn agrees(&self) -> bool {
-        self.ahead.is_none()
+        self.ahead.is_empty()
     }
 
-    fn claimed(&mut self, claim: Claim) -> Result<Command, Refusal> {
-        let Claim { epoch, head, edge, committed, was_refused } = claim;
+    fn claimed(&mut self, now: Instant, claim: Claim) -> Result<Command, Refusal> {
+        let Claim { epoch, head, edge, committed, witnesses, was_refused } = claim;
         self.epoch = epoch;
+        self.signs_from = now + self.objection_wait;
         self.committed = committed;
         self.renew = was_refused;
         if let Some(head) = head {
@@ -277,41 +299,56 @@ impl Core {
             self.renew |= !self.keys.all_signed(&head.note);
             self.published = Some(head);
         }
-        self.compare_anchor()
+        self.compare_known(&witnesses)
     }
 
-    fn compare_anchor(&mut self) -> Result<Command, Refusal> {
-        let anchor = self.anchor.as_ref().map(|text| self.keys.verify(text)).transpose();
-        let known = anchor.map_err(Refusal::Anchor)?.into_iter().chain(self.shown.take());
-        // Neither: what the database says is believed this once.
-        let Some(anchor) = known.max_by_key(Checkpoint::size) else { return Ok(self.read()) };
-        let size = self.frontier.size();
-        if anchor.size() > self.committed {
-            return Err(Refusal::Behind { committed: self.committed, signed: anchor.size() });
+    /// Compares the tree with every checkpoint known from elsewhere: the anchor, what other pods say, and what this process showed.
+    fn compare_known(&mut self, witnesses: &[String]) -> Result<Command, Refusal> {
+        let mut known: Vec<Checkpoint> = self.shown.take().into_iter().collect();
+        if let Some(text) = &self.anchor {
+            known.push(self.keys.verify(text).map_err(Refusal::Anchor)?);
         }
-        if anchor.size() < size {
-            let command = Command::Prove { from: anchor.size(), to: size };
-            self.phase = Phase::Proving(anchor);
-            return Ok(command);
+        for text in witnesses {
+            known.push(self.keys.verify(text).map_err(Refusal::Witness)?);
         }
-        self.ahead = Some(anchor);
-        self.check_ahead()?;
-        Ok(self.read())
-    }
-
-    fn anchor_proven(&mut self, anchor: &Checkpoint, proof: &[Hash]) -> Result<Command, Refusal> {
-        let (size, root) = (self.frontier.size(), self.frontier.root());
-        verify_consistency(anchor.size(), size, &anchor.root(), &root, proof)
-            .map_err(|_| Refusal::Forked { size: anchor.size() })?;
-        Ok(self.read())
-    }
-
-    /// Compares with the anchor's checkpoint once the tree has its size.
-    fn check_ahead(&mut self) -> Result<(), Refusal> {
-        if let Some(ahead) = self.ahead.take_if(|ahead| ahead.size() == self.frontier.size())
-            && ahead.root() != self.frontier.root()
+        // With none, what the database says is believed this once.
+        if let Some(signed) = known.iter().map(Checkpoint::size).max()
+            && signed > self.committed
         {
-            return Err(Refusal::Forked { size: ahead.size() });
+            return Err(Refusal::Behind { committed: self.committed, signed });
+        }
+        let size = self.frontier.size();
+        let (known, mut ahead): (Vec<_>, Vec<_>) = known.into_iter().partition(|known| known.size() < size);
+        ahead.sort_by_key(|ahead| Reverse(ahead.size()));
+        self.ahead = ahead;
+        self.check_ahead()?;
+        Ok(self.prove_next(known))
+    }
+
+    /// Asks for the next proof, and goes on once there is nothing left to prove.
+    fn prove_next(&mut self, known: Vec<Checkpoint>) -> Command {
+        let Some(last) = known.last() else { return self.read() };
+        let command = Command::Prove { from: last.size(), to: self.frontier.size() };
+        self.phase = Phase::Proving(known);
+        command
+    }
+
+    fn proven(&mut self, mut known: Vec<Checkpoint>, proof: &[Hash]) -> Result<Command, Refusal> {
+        let (size, root) = (self.frontier.size(), self.frontier.root());
+        if let Some(last) = known.pop() {
+            verify_consistency(last.size(), size, &last.root(), &root, proof)
+                .map_err(|_| Refusal::Forked { size: last.size() })?;
+        }
+        Ok(self.prove_next(known))
+    }
+
+    /// Compares with the checkpoints ahead that the tree has grown to.
+    fn check_ahead(&mut self) -> Result<(), Refusal> {
+        let (size, root) = (self.frontier.size(), self.frontier.root());
+        while let Some(ahead) = self.ahead.pop_if(|ahead| ahead.size() == size) {
+            if ahead.root() != root {
+                return Err(Refusal::Forked { size });
+            }
         }
         Ok(())
     }
@@ -324,8 +361,8 @@ impl Core {
             }
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                // Stops at the anchor's size, where the root must be the anchor's.
-                let until = self.ahead.as_ref().map_or(u64::MAX, |ahead| ahead.size() - self.frontier.size());
+                // Stops at the size of each checkpoint ahead, where the root must be that checkpoint's.
+                let until = self.ahead.last().map_or(u64::MAX, |ahead| ahead.size() - self.frontier.size());
                 let length = usize::try_from(until)
                     .map_or(rest.len(), |events| rest.len().min(events.saturating_mul(ENTRY_BYTES)));
                 let (part, after) = rest.split_at(length);
@@ -357,15 +394,20 @@ impl Core {
         let next = self.published_at.map_or(now.at, |at| at + self.interval);
         // What is asked for is everything committed when it was asked for.
         let wanted = self.wanted && !self.more;
-        if self.ahead.is_none() && (self.renew || grown && (wanted || next <= now.at)) {
+        let due = self.renew || grown && (wanted || next <= now.at);
+        if due && self.ahead.is_empty() && self.signs_from <= now.at {
             return self.sign(now.unix_seconds);
         }
-        if self.more || self.ahead.is_some() {
+        if self.more || !self.ahead.is_empty() {
             return self.read();
         }
-        self.wanted = false;
         let look = now.at + LOOK_INTERVAL;
         self.phase = Phase::Waiting;
+        // What is asked for before anything may be signed stays asked for.
+        if due {
+            return Command::Wait { until: self.signs_from.min(look) };
+        }
+        self.wanted = false;
         Command::Wait { until: if grown { next.min(look) } else { look.min(now.at + self.interval) } }
     }
 

@@ -12,7 +12,7 @@ use tokio_postgres::{Error, Row, Statement};
 
 use super::core::{Claim, Entries, Publication, StoredHead};
 use crate::envelope::ENTRY_BYTES;
-use crate::log::SigningKeys;
+use crate::log::{Signed, SigningKeys};
 use crate::postgres::{Database, Listener};
 
 /// Entries read at once: 2 MiB.
@@ -39,7 +39,20 @@ const READ: &str = "SELECT greatest(first_index, $2), \
      (SELECT coalesce(max(first_index), 0) FROM certeus.batches WHERE ledger = $1 AND first_index <= $2) \
      AND first_index < $3 AND first_index + event_count > $2 ORDER BY first_index";
 
-/// One statement, so one transaction: head with fencing, tiles, history, notification. No row: another sealer took over.
+/// What is not known yet fences whoever seals without knowing it. `$2` sizes, `$3` roots, `$4` notes, `$5` why nothing may be
+/// signed, `$6` whether that replaces the reason of another pod.
+const WITNESS: &str = "WITH news AS (INSERT INTO certeus.log_witnesses (ledger, tree_size, root, note) \
+     SELECT $1, w.tree_size, w.root, w.note FROM unnest($2::bigint[], $3::bytea[], $4::text[]) \
+     AS w (tree_size, root, note) ON CONFLICT DO NOTHING RETURNING tree_size), \
+     raise AS (SELECT count(*) > 0 AS yes FROM news), \
+     told AS (UPDATE certeus.log_heads SET epoch = epoch + raise.yes::integer, \
+     refused = CASE WHEN $6 THEN $5 ELSE coalesce(refused, $5) END FROM raise \
+     WHERE ledger = $1 AND (raise.yes OR refused IS NULL AND $5::text IS NOT NULL OR $6 AND refused IS DISTINCT FROM $5) \
+     RETURNING ledger) \
+     SELECT pg_notify('certeus_log', ledger) FROM told";
+
+/// One statement, so one transaction: head with fencing, tiles, history, notification. The claim that raised the epoch has compared
+/// with all witnesses; later ones have raised it again. No row: another sealer took over.
 /// `$2` epoch, `$3` old size, `$4` size, `$5` root, `$6` note, `$7`, `$8`, `$9` tiles.
 const STORE: &str = "WITH head AS (UPDATE certeus.log_heads SET tree_size = $4, root = $5, checkpoint = $6, \
      signed_at = clock_timestamp(), refused = NULL WHERE ledger = $1 AND epoch = $2 AND tree_size = $3 RETURNING signed_at), \
@@ -47,6 +60,7 @@ const STORE: &str = "WITH head AS (UPDATE certeus.log_heads SET tree_size = $4, 
      SELECT $1, t.level, t.tile_index, t.hashes FROM head, unnest($7::smallint[], $8::bigint[], $9::bytea[]) \
      AS t (level, tile_index, hashes) \
      ON CONFLICT (ledger, level, tile_index) DO UPDATE SET hashes = excluded.hashes), \
+     confirmed AS (DELETE FROM certeus.log_witnesses w USING head WHERE w.ledger = $1), \
      history AS (INSERT INTO certeus.checkpoints (ledger, tree_size, root, note, signed_at) \
      SELECT $1, $4, $5, $6, signed_at FROM head \
      ON CONFLICT (ledger, tree_size) DO UPDATE SET note = excluded.note), \
@@ -65,6 +79,17 @@ pub(super) struct Head {
     pub(super) signed_at: Instant,
     pub(super) refused: Option<String>,
     pub(super) epoch: i64,
+}
+
+/// What a pod says besides the checkpoints that it knows.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Refused<'a> {
+    /// Nothing: they may still be reached.
+    Unsaid,
+    /// A reason, unless somebody gave one already.
+    ByFollower(&'a str),
+    /// The reason.
+    BySealer(&'a str),
 }
 
 /// An open connection, listening.
@@ -143,18 +168,26 @@ impl Session {
 
     /// Raises the epoch: from here on no earlier sealer can write. The tree's edge is still to be read.
     pub(super) async fn claim(&self) -> Result<Option<Claim>, Error> {
-        let create = "INSERT INTO certeus.log_heads (ledger) SELECT ledger FROM certeus.heads WHERE ledger = $1 \
-             ON CONFLICT DO NOTHING";
         let raise = "UPDATE certeus.log_heads SET epoch = epoch + 1 WHERE ledger = $1";
-        self.listener.client.execute(create, &[&self.ledger]).await?;
+        let witnesses = "SELECT note FROM certeus.log_witnesses WHERE ledger = $1";
+        self.create_head().await?;
         self.listener.client.execute(raise, &[&self.ledger]).await?;
+        // After the epoch: whoever adds one from here on raises it again.
+        let witnesses = self.listener.client.query(witnesses, &[&self.ledger]).await?;
         Ok(self.head().await?.map(|head| Claim {
             epoch: head.epoch,
             head: head.stored,
             edge: Vec::new(),
             committed: head.committed,
+            witnesses: witnesses.iter().map(|row| row.get(0)).collect(),
             was_refused: head.refused.is_some(),
         }))
+    }
+
+    async fn create_head(&self) -> Result<(), Error> {
+        let sql = "INSERT INTO certeus.log_heads (ledger) SELECT ledger FROM certeus.heads WHERE ledger = $1 \
+             ON CONFLICT DO NOTHING";
+        self.listener.client.execute(sql, &[&self.ledger]).await.map(drop)
     }
 
     /// Entries from an index on, at most [`READ_EVENTS`].
@@ -218,12 +251,20 @@ impl Session {
         Ok(!rows.is_empty())
     }
 
-    /// Tells all pods why nothing is signed.
-    pub(super) async fn refuse(&self, reason: &str) -> Result<(), Error> {
-        let sql = "WITH told AS (UPDATE certeus.log_heads SET refused = $2 \
-             WHERE ledger = $1 AND refused IS DISTINCT FROM $2 RETURNING ledger) \
-             SELECT pg_notify('certeus_log', ledger) FROM told";
-        self.listener.client.query(sql, &[&self.ledger, &reason]).await.map(drop)
+    /// Tells all pods of checkpoints that the database should have and does not, and why nothing may be signed.
+    pub(super) async fn witness(&self, known: &[Signed], refused: Refused<'_>) -> Result<(), Error> {
+        let sizes: Vec<i64> = known.iter().map(|known| known.checkpoint.size().cast_signed()).collect();
+        let roots: Vec<Vec<u8>> =
+            known.iter().map(|known| known.checkpoint.root().as_bytes().to_vec()).collect();
+        let notes: Vec<&str> = known.iter().map(|known| &known.note[..]).collect();
+        let (reason, replaces) = match refused {
+            Refused::Unsaid => (None, false),
+            Refused::ByFollower(reason) => (Some(reason), false),
+            Refused::BySealer(reason) => (Some(reason), true),
+        };
+        self.create_head().await?;
+        let parameters: [&(dyn ToSql + Sync); 6] = [&self.ledger, &sizes, &roots, &notes, &reason, &replaces];
+        self.listener.client.query(WITNESS, &parameters).await.map(drop)
     }
 
     /// Asks whoever seals for a checkpoint.

@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use certeus_operator::build::{MANAGER, Owned};
 use kube::Api;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -270,7 +270,8 @@ async fn apply_one(
     };
     let written = write(context, plan, key, owned, &desired, live.as_ref()).await?;
     record.applied.insert(key.clone(), desired.applied(&written));
-    if live.is_none_or(|live| live["metadata"]["resourceVersion"] != json!(written.metadata.resource_version)) {
+    if live.is_none_or(|live| live["metadata"]["resourceVersion"] != json!(written.metadata.resource_version))
+    {
         tracing::info!(
             cluster.namespace = plan.namespace,
             cluster.name = plan.cluster,
@@ -313,10 +314,14 @@ async fn write(
         (Err(Error::Refused { .. }), Some(live)) => live.clone(),
         (Ok(_) | Err(_), _) => return applied,
     };
-    let whole: DynamicObject = serde_json::from_value(compare::overlay(base, &desired.json)).map_err(bug)?;
+    // A merge patch takes lists as they are given. The version that was read is in it, so it replaces nothing unseen.
+    let mut whole = compare::overlay(base, &desired.json);
+    whole.as_object_mut().and_then(|object| object.remove("status"));
+    let metadata = whole.get_mut("metadata").and_then(Value::as_object_mut);
+    metadata.and_then(|metadata| metadata.remove("managedFields"));
     context.metrics.writes.with_label_values(&[kind, "replace"]).inc();
-    let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-    let replaced = api.replace(name, &params, &whole).await.map_err(refused);
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let replaced = api.patch(name, &params, &Patch::Merge(&whole)).await.map_err(refused);
     // What stands there may be meant to: an admission webhook may put it back each time.
     replaced.or(applied)
 }

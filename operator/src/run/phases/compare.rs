@@ -35,11 +35,12 @@ pub(crate) fn contains(live: &Value, desired: &Value) -> bool {
 /// Whether the lists of `live` have as many elements as those of `desired`.
 pub(crate) fn lists_agree(live: &Value, desired: &Value) -> bool {
     match (live, desired) {
-        (Value::Object(live), Value::Object(desired)) => {
-            desired.iter().all(|(name, value)| live.get(name).is_none_or(|present| lists_agree(present, value)))
-        }
+        (Value::Object(live), Value::Object(desired)) => desired
+            .iter()
+            .all(|(name, value)| live.get(name).is_none_or(|present| lists_agree(present, value))),
         (Value::Array(live), Value::Array(desired)) => {
-            live.len() == desired.len() && live.iter().zip(desired).all(|(live, desired)| lists_agree(live, desired))
+            live.len() == desired.len()
+                && live.iter().zip(desired).all(|(live, desired)| lists_agree(live, desired))
         }
         (_, _) => true,
     }
@@ -55,9 +56,9 @@ pub(crate) fn overlay(live: Value, desired: &Value) -> Value {
             }
             Value::Object(live)
         }
-        (Value::Array(live), Value::Array(desired)) if live.len() == desired.len() => {
-            Value::Array(live.into_iter().zip(desired).map(|(live, desired)| overlay(live, desired)).collect())
-        }
+        (Value::Array(live), Value::Array(desired)) if live.len() == desired.len() => Value::Array(
+            live.into_iter().zip(desired).map(|(live, desired)| overlay(live, desired)).collect(),
+        ),
         (_, desired) => desired.clone(),
     }
 }

@@ -41,7 +41,11 @@ impl FakeApi {
                 let (head, body) = request.into_parts();
                 let body = body.collect().await?.to_bytes();
                 let path = head.uri.path().to_owned();
-                let (status, value) = state.lock().unwrap().answer(&head.method, &path, &body);
+                let apply = head
+                    .headers
+                    .get("content-type")
+                    .is_some_and(|kind| kind == "application/apply-patch+yaml");
+                let (status, value) = state.lock().unwrap().answer(&head.method, &path, &body, apply);
                 let body = Full::new(Bytes::from(value.to_string()));
                 Response::builder().status(status).body(body).map_err(BoxError::from)
             }
@@ -104,7 +108,7 @@ impl FakeApi {
 }
 
 impl State {
-    fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> (u16, Value) {
+    fn answer(&mut self, method: &Method, path: &str, body: &[u8], apply: bool) -> (u16, Value) {
         let status = |code: u16, message: &str| {
             let reason = if code == 404 { "NotFound" } else { "" };
             (code, json!({ "code": code, "message": message, "reason": reason, "status": "Failure" }))
@@ -113,7 +117,8 @@ impl State {
             self.reads += 1;
         } else {
             let name = path.rsplit('/').take(2).collect::<Vec<_>>();
-            self.writes.push(format!("{method} {}/{}", name[1], name[0]));
+            let verb = if *method == Method::PATCH && !apply { "MERGE" } else { method.as_str() };
+            self.writes.push(format!("{verb} {}/{}", name[1], name[0]));
         }
         let failure = self.failures.iter().find(|(verb, part, _)| verb == method && path.contains(part));
         if let Some((_, _, code)) = failure {
@@ -121,7 +126,9 @@ impl State {
         }
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
         match *method {
-            Method::GET => self.objects.get(path).map_or_else(|| status(404, "not found"), |o| (200, o.clone())),
+            Method::GET => {
+                self.objects.get(path).map_or_else(|| status(404, "not found"), |o| (200, o.clone()))
+            }
             Method::POST => {
                 let named = format!("{path}/{}", value["metadata"]["name"].as_str().unwrap_or_default());
                 if self.objects.contains_key(&named) {
@@ -132,11 +139,10 @@ impl State {
             Method::PATCH => {
                 let mut object = self.objects.get(path).cloned().unwrap_or_else(|| json!({}));
                 let before = object.clone();
-                merge(&mut object, &value, self.keep_lists);
+                merge(&mut object, &value, self.keep_lists && apply);
                 // An apply that changes nothing is not stored.
                 if object == before { (200, before) } else { (200, self.store(path, object)) }
             }
-            Method::PUT => (200, self.store(path, value)),
             Method::DELETE => match self.objects.remove(path) {
                 Some(object) => (200, object),
                 None => status(404, "not found"),

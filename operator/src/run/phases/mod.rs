@@ -75,7 +75,8 @@ pub(crate) async fn reconcile(
     snapshot: Snapshot,
     wake: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<(), Error> {
-    let phases = run(context, key, record, snapshot, wake);
+    // On the heap: it is moved into a task, and is large.
+    let phases = Box::pin(run(context, key, record, snapshot, wake));
     tokio::time::timeout(RECONCILE_TIMEOUT, phases).await.unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
 }
 

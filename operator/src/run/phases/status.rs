@@ -61,15 +61,21 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
     let Seen { cluster, pods, advice, workload, pending, secrets, errors } = *seen;
     let scrapes: Vec<PodScrape> = pods.iter().map(|pod| scrape(pod, advice)).collect();
     let draining = advice.draining.iter();
-    let draining: Vec<DrainingPod> =
-        draining.map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() }).collect();
+    let draining: Vec<DrainingPod> = draining
+        .map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() })
+        .collect();
     let stuck = advice.draining.iter().filter(|drain| drain.state == DrainState::Stuck).map(|drain| {
         let why = drain.message.as_deref().unwrap_or("it does not say why");
-        Problem { reason: ProblemReason::DrainStuck, message: format!("pod {} cannot drain: {why}", drain.pod) }
+        Problem {
+            reason: ProblemReason::DrainStuck,
+            message: format!("pod {} cannot drain: {why}", drain.pod),
+        }
     });
     let problems: Vec<Problem> = errors.iter().map(Error::problem).chain(stuck).collect();
     let newest = workload.and_then(|workload| workload.update_revision.as_ref());
-    let outdated = pods.iter().filter(|pod| newest.is_some() && pod.revision.is_some() && pod.revision.as_ref() != newest);
+    let outdated = pods
+        .iter()
+        .filter(|pod| newest.is_some() && pod.revision.is_some() && pod.revision.as_ref() != newest);
     let autoscalers: Vec<String> =
         snapshot.autoscaler.iter().map(|name| format!("HorizontalPodAutoscaler {name}")).collect();
     let before = before(written, snapshot);

@@ -158,7 +158,9 @@ async fn what_others_change_or_delete_is_put_right_and_counted() {
         world.api.get(WORKLOAD).unwrap()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].clone()
     };
     let before = grace(&world);
-    world.api.edit(WORKLOAD, |set| set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0));
+    world
+        .api
+        .edit(WORKLOAD, |set| set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0));
     world.reconcile().await.unwrap();
     assert_eq!(world.api.writes(), ["PATCH statefulsets/demo"]);
     assert_eq!(grace(&world), before);
@@ -171,9 +173,11 @@ async fn what_others_add_to_a_list_is_replaced() {
     let mut world = settled().await;
     // An entry under another key, which an apply leaves alone.
     world.api.keep_lists();
-    world.api.edit(SERVICE, |service| service["spec"]["ports"].as_array_mut().unwrap().push(json!({ "port": 1 })));
+    world
+        .api
+        .edit(SERVICE, |service| service["spec"]["ports"].as_array_mut().unwrap().push(json!({ "port": 1 })));
     world.reconcile().await.unwrap();
-    assert_eq!(world.api.writes(), ["PATCH services/demo-pods", "PUT services/demo-pods"]);
+    assert_eq!(world.api.writes(), ["PATCH services/demo-pods", "MERGE services/demo-pods"]);
     assert_eq!(world.api.get(SERVICE).unwrap()["spec"]["ports"].as_array().unwrap().len(), 2);
     world.reconcile().await.unwrap();
     assert_eq!((world.api.writes(), world.repairs("Service")), (Vec::<String>::new(), 1));
@@ -253,7 +257,9 @@ async fn without_its_secret_a_new_cluster_waits_and_a_running_one_goes_on() {
 
 #[tokio::test]
 async fn a_failing_object_does_not_keep_the_others_back() {
-    for (code, class) in [(409, Class::Conflict), (429, Class::Transient), (500, Class::Transient), (403, Class::Forbidden)] {
+    for (code, class) in
+        [(409, Class::Conflict), (429, Class::Transient), (500, Class::Transient), (403, Class::Forbidden)]
+    {
         let mut world = World::new();
         world.api.fail(vec![(Method::PATCH, "networkpolicies", code)]);
         let error = world.reconcile().await.unwrap_err();

@@ -46,6 +46,7 @@ pub(super) fn pod(ordinal: u32) -> PodSeen {
 /// What a pod's `/metrics` page says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Page {
+    pub(super) uptime_seconds: f64,
     pub(super) cpu_seconds: f64,
     /// Each takes a millisecond.
     pub(super) commits: u32,
@@ -57,11 +58,12 @@ pub(super) struct Page {
 
 impl Page {
     pub(super) fn text(self) -> String {
-        let Self { cpu_seconds, commits, queue, spool, draining } = self;
+        let Self { uptime_seconds, cpu_seconds, commits, queue, spool, draining } = self;
         let commit_seconds = f64::from(commits) / 1000.0;
         let draining = u8::from(draining);
         format!(
-            "certeus_process_start_time_seconds 100\ncerteus_process_cpu_seconds_total {cpu_seconds}\n\
+            "certeus_process_start_time_seconds 100\ncerteus_process_uptime_seconds {uptime_seconds}\n\
+             certeus_process_cpu_seconds_total {cpu_seconds}\n\
              certeus_ledger_queue_events {queue}\ncerteus_ledger_queue_events_max 1000\n\
              certeus_ledger_queue_bytes 0\ncerteus_ledger_queue_bytes_max 1000\n\
              certeus_ledger_queue_oldest_age_seconds 0\ncerteus_ledger_commit_duration_seconds_sum {commit_seconds}\n\
@@ -77,7 +79,7 @@ pub(super) fn decision(cluster: &Cluster, replicas: u32, cpu: f64) -> Decision {
     let mut pods = Vec::new();
     for ordinal in 0..replicas {
         for second in [0.0, 1.0] {
-            let page = Page { cpu_seconds: cpu * second, commits: 0, queue: 0.0, spool: 0, draining: false };
+            let page = Page { uptime_seconds: second, cpu_seconds: cpu * second, commits: 0, queue: 0.0, spool: 0, draining: false };
             scrapes.record(ordinal, Ok(decide::parse(START + Duration::from_secs_f64(second), &page.text())));
         }
         let PodSeen { name, phase, .. } = pod(ordinal);

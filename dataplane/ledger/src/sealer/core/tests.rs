@@ -26,6 +26,8 @@ struct Database {
     epoch: i64,
     head: Option<StoredHead>,
     refused: bool,
+    /// What pods know and did not find.
+    witnesses: Vec<String>,
     tiles: BTreeMap<(u8, u64), Vec<Hash>>,
 }
 
@@ -64,6 +66,7 @@ impl Database {
             head: self.head.clone(),
             edge: partial_tiles(size).filter_map(|tile| Some((tile, self.tile(tile)?))).collect(),
             committed: self.size(),
+            witnesses: self.witnesses.clone(),
             was_refused: self.refused,
         }
     }
@@ -104,6 +107,7 @@ impl Database {
             note: publication.signed.note.clone(),
         });
         self.refused = false;
+        self.witnesses.clear();
         for (tile, hashes) in &publication.tiles {
             assert!(tile.level() > 0 && hashes.len() == usize::from(tile.width()));
             self.tiles.insert((tile.level(), tile.index()), hashes.clone());
@@ -131,17 +135,24 @@ struct Sealer {
     refusal: Option<Refusal>,
 }
 
+fn settings(keys: Arc<SigningKeys>, objection_wait: Duration) -> Settings {
+    Settings { keys, interval: INTERVAL, has_anchor: true, objection_wait }
+}
+
 impl Sealer {
     fn start() -> Self {
-        let (core, command) = Core::start(keys(1), INTERVAL, true, None);
-        Self { core, command: Some(command), at: Instant::now(), refusal: None }
+        Self::start_with(settings(keys(1), Duration::ZERO), None)
+    }
+
+    fn start_with(settings: Settings, shown: Option<Checkpoint>) -> Self {
+        let at = Instant::now();
+        let (core, command) = Core::start(at, settings, shown);
+        Self { core, command: Some(command), at, refusal: None }
     }
 
     fn restart(&mut self) {
-        (self.core, self.command) = {
-            let (core, command) = Core::start(keys(1), INTERVAL, true, None);
-            (core, Some(command))
-        };
+        let (core, command) = Core::start(self.at, settings(keys(1), Duration::ZERO), None);
+        (self.core, self.command) = (core, Some(command));
     }
 
     /// Carries out one command.
@@ -353,6 +364,92 @@ fn what_does_not_match_is_named() {
     );
 }
 
+/// However many checkpoints are known from elsewhere, and wherever they lie, each is compared.
+#[test]
+fn every_checkpoint_that_is_known_is_compared() {
+    let truth = sealed(1000);
+    let of = |world: &World, size: u64| keys(1).sign(size, world.database.root(size), 1).unwrap();
+    let mut other = World::new(8, 0);
+    other.database.commit(&mut other.random, 1300);
+    let sizes = [1, 300, 700, 1000, 1100, 1200];
+    for wrong in [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(5)] {
+        let mut world = sealed(1000);
+        world.database.commit(&mut world.random, 250);
+        let known = sizes.iter().enumerate().map(|(n, size)| {
+            let forged = wrong == Some(n);
+            of(
+                if forged {
+                    &other
+                } else if *size <= 1000 {
+                    &truth
+                } else {
+                    &world
+                },
+                *size,
+            )
+        });
+        let mut known: Vec<Signed> = known.collect();
+        let shown = known.remove(3).checkpoint;
+        world.anchor = Some(known.remove(2).note);
+        world.database.witnesses = known.into_iter().map(|signed| signed.note).collect();
+        world.database.refused = true;
+        let mut sealer = Sealer::start_with(settings(keys(1), Duration::ZERO), Some(shown));
+        let head = world.database.head.clone();
+        for _ in 0..200 {
+            if sealer.command.is_none() || sealer.refusal.is_some() || world.database.head != head {
+                break;
+            }
+            sealer.step(&mut world);
+        }
+        match wrong {
+            None => {
+                assert_eq!(world.database.head.unwrap().size, 1250);
+                assert!(world.database.witnesses.is_empty() && !world.database.refused);
+            }
+            Some(wrong) => {
+                let expected = format!("the first {} events in the database are not those", sizes[wrong]);
+                let refusal = sealer.refusal.expect("a refusal").to_string();
+                assert!(refusal.starts_with(&expected), "{refusal}");
+                assert_eq!(world.database.head, head);
+            }
+        }
+    }
+
+    let mut world = sealed(10);
+    world.database.witnesses = vec![keys(2).sign(5, world.database.root(5), 1).unwrap().note];
+    assert_eq!(refusal(&mut world), "the checkpoint that another pod knows cannot be trusted");
+    world.database.witnesses = vec![of(&other, 11).note];
+    assert!(refusal(&mut world).contains("ends after 10 events, and the log was signed up to 11"));
+}
+
+/// Who may know less than others leaves them time to say so, even when it is asked for a checkpoint.
+#[test]
+fn a_claim_waits_for_objections_before_it_signs() {
+    let mut world = sealed(10);
+    world.database.commit(&mut world.random, 10);
+    let (wait, size) = (Duration::from_secs(3), |world: &World| world.database.head.as_ref().unwrap().size);
+    let mut sealer = Sealer::start_with(settings(keys(1), wait), None);
+    let started = sealer.at;
+    while size(&world) == 10 {
+        sealer.step(&mut world);
+        assert!(sealer.at < started + 2 * wait, "it never signs");
+    }
+    assert!(sealer.at >= started + wait);
+    assert_eq!(size(&world), 20);
+
+    // An objection raises the epoch: the sealer lets go without having signed.
+    let mut sealer = Sealer::start_with(settings(keys(1), wait), None);
+    while !matches!(sealer.command, Some(Command::Wait { .. })) {
+        sealer.step(&mut world);
+    }
+    world.database.commit(&mut world.random, 10);
+    world.database.epoch += 1;
+    while !matches!(sealer.command, Some(Command::StepDown(_))) {
+        sealer.step(&mut world);
+    }
+    assert_eq!(size(&world), 20);
+}
+
 #[test]
 fn a_missing_batch_stops_the_log() {
     let mut world = sealed(10);
@@ -378,8 +475,7 @@ fn a_new_key_signs_the_present_size_again() {
         key.to_secret_text().to_string()
     };
     let both: Arc<SigningKeys> = Arc::new(format!("{}\n{}", text(1), text(2)).parse().unwrap());
-    let (core, command) = Core::start(both, INTERVAL, true, None);
-    let mut sealer = Sealer { core, command: Some(command), at: Instant::now(), refusal: None };
+    let mut sealer = Sealer::start_with(settings(both, Duration::ZERO), None);
     for _ in 0..10 {
         sealer.step(&mut world);
     }

@@ -174,6 +174,7 @@ impl Sim {
     fn turn(&mut self) {
         for pod in self.pods.values() {
             let page = Page {
+                uptime_seconds: self.now.as_secs_f64(),
                 cpu_seconds: pod.cpu_seconds,
                 commits: 0,
                 queue: if pod.manner == Manner::NotANumber { f64::NAN } else { 0.0 },
