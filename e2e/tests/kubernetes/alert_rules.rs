@@ -45,7 +45,8 @@ fn wait_for(world: &Installed, name: &str, kind: &str, status: &str, reason: &st
     let is_so = |rule: Option<&AlertRule>| {
         rule.is_some_and(|rule| {
             let current = rule.status.as_ref().and_then(|status| status.observed_generation);
-            condition(rule, kind) == (status.to_owned(), reason.to_owned()) && current == rule.metadata.generation
+            condition(rule, kind) == (status.to_owned(), reason.to_owned())
+                && current == rule.metadata.generation
         })
     };
     world.space.wait(&format!("{kind} {reason}"), name, IN_TIME, is_so).unwrap().unwrap()
@@ -80,7 +81,10 @@ fn rules_reach_the_pods_follow_edits_and_go() {
     world.space.apply(&rule("early", "trades", "'rate(up)'")).unwrap();
     let wrong = wait_for(&world, "early", "Accepted", "False", "Invalid");
     let error = wrong.status.unwrap().last_error.unwrap();
-    assert!(error.starts_with("spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"), "{error}");
+    assert!(
+        error.starts_with("spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"),
+        "{error}"
+    );
     wait_for(&world, "late", "Loaded", "True", "AllPods");
     assert!(has(&world, "trades-0", &["early@1", "late@1"]), "{:?}", loaded(&world, "trades-0"));
     world.wait("an event", SOON, || {

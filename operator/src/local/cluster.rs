@@ -220,7 +220,12 @@ mod tests {
         };
         assert_eq!(with("up == 0").ok().unwrap().alert_rules.len(), 1);
         let told = with("up ==").err().unwrap().to_string();
-        assert!(told.contains("cluster.yaml:7: spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"), "{told}");
+        assert!(
+            told.contains(
+                "cluster.yaml:7: spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"
+            ),
+            "{told}"
+        );
     }
 
     #[test]
