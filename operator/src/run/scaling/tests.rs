@@ -44,7 +44,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl FakePod {
     async fn start() -> Self {
         let (listener, ip) = listen().await;
-        let page = Page { uptime_seconds: 0.0, cpu_seconds: 0.0, commits: 0, queue: 0.0, spool: 0, draining: false };
+        let page =
+            Page { uptime_seconds: 0.0, cpu_seconds: 0.0, commits: 0, queue: 0.0, spool: 0, draining: false };
         let behavior = Behavior { page, delay: Duration::ZERO, refuses_drain: false };
         let pod = Self {
             ip,
@@ -163,7 +164,8 @@ impl Operated {
             }
             let woken = tokio::time::timeout_at(deadline, self.woken.notified()).await;
             assert!(woken.is_ok(), "not in time: {what}; {advice:?}");
-            self.replicas = self.scaler.advice().replicas.min(self.pods.len() as u32);
+            let pods = u32::try_from(self.pods.len()).unwrap();
+            self.replicas = self.scaler.advice().replicas.min(pods);
             self.observe();
         }
     }
