@@ -79,7 +79,14 @@ pub(super) fn decision(cluster: &Cluster, replicas: u32, cpu: f64) -> Decision {
     let mut pods = Vec::new();
     for ordinal in 0..replicas {
         for second in [0.0, 1.0] {
-            let page = Page { uptime_seconds: second, cpu_seconds: cpu * second, commits: 0, queue: 0.0, spool: 0, draining: false };
+            let page = Page {
+                uptime_seconds: second,
+                cpu_seconds: cpu * second,
+                commits: 0,
+                queue: 0.0,
+                spool: 0,
+                draining: false,
+            };
             scrapes.record(ordinal, Ok(decide::parse(START + Duration::from_secs_f64(second), &page.text())));
         }
         let PodSeen { name, phase, .. } = pod(ordinal);

@@ -44,7 +44,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl FakePod {
     async fn start() -> Self {
         let (listener, ip) = listen().await;
-        let page = Page { uptime_seconds: 0.0, cpu_seconds: 0.0, commits: 0, queue: 0.0, spool: 0, draining: false };
+        let page =
+            Page { uptime_seconds: 0.0, cpu_seconds: 0.0, commits: 0, queue: 0.0, spool: 0, draining: false };
         let behavior = Behavior { page, delay: Duration::ZERO, refuses_drain: false };
         let pod = Self {
             ip,
