@@ -32,6 +32,7 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Postgres {
     dir: PathBuf,
     settings: Vec<(String, String)>,
+    env: Vec<(String, String)>,
     server: Option<LocalPg>,
     /// Where logs of earlier lives go.
     logs: PathBuf,
@@ -39,15 +40,26 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server in `dir`, with further settings. Its logs are copied to `logs`.
+    /// Starts a server in `dir`, with further settings and environment. Its logs are copied to `logs`.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(dir: &Path, logs: &Path, settings: &[(&str, &str)]) -> Result<Self> {
+    pub fn start(
+        dir: &Path,
+        logs: &Path,
+        settings: &[(&str, &str)],
+        env: &[(String, String)],
+    ) -> Result<Self> {
         let settings = SETTINGS.iter().chain(settings);
         let settings = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut postgres =
-            Self { dir: dir.to_owned(), settings, server: None, logs: logs.to_owned(), lives: 0 };
+        let mut postgres = Self {
+            dir: dir.to_owned(),
+            settings,
+            env: env.to_vec(),
+            server: None,
+            logs: logs.to_owned(),
+            lives: 0,
+        };
         postgres.restart()?;
         Ok(postgres)
     }
@@ -58,7 +70,8 @@ impl Postgres {
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.server.is_none(), "PostgreSQL runs already");
-        let options = Options { dir: Some(self.dir.clone()), settings: self.settings.clone() };
+        let options =
+            Options { dir: Some(self.dir.clone()), settings: self.settings.clone(), env: self.env.clone() };
         let deadline = Instant::now() + RESTART_TIMEOUT;
         // Children of a killed postmaster may hold its memory for a moment, and a server then refuses to start.
         let server = loop {
@@ -175,9 +188,20 @@ impl Postgres {
     /// # Errors
     /// When it does not.
     pub fn wait_until_recovered(&self) -> Result<()> {
-        wait_for("PostgreSQL's recovery", RESTART_TIMEOUT, || {
-            Ok(self.connect("postgres").and_then(|sql| sql.query("SELECT 1", &[])).is_ok())
-        })
+        wait_for("PostgreSQL's recovery", RESTART_TIMEOUT, || Ok(self.answers()))
+    }
+
+    /// Whether it takes connections and statements.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.connect("postgres").and_then(|sql| sql.query("SELECT 1", &[])).is_ok()
+    }
+
+    /// How often the running server gave up its processes and recovered.
+    #[must_use]
+    pub fn panics(&self) -> usize {
+        let log = self.server.as_ref().and_then(|server| std::fs::read_to_string(server.log_file()).ok());
+        log.map_or(0, |log| log.lines().filter(|line| line.contains("PANIC:")).count())
     }
 
     /// Whether it ended by itself.

@@ -91,6 +91,13 @@ pub const ALL: &[Scenario] = &[
         run: database::disk_full,
     },
     Scenario {
+        name: "database-io-error",
+        about: "writes and syncs of the database's files fail for a while",
+        short_rounds: 3,
+        long_rounds: 100,
+        run: database::io_error,
+    },
+    Scenario {
         name: "spool-outage",
         about: "PostgreSQL is away while pods with spools are killed, and while they replay",
         short_rounds: 2,

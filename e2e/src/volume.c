@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 typedef ssize_t (*write_fn)(int, const void *, size_t);
+typedef ssize_t (*pwrite_fn)(int, const void *, size_t, off_t);
 typedef int (*sync_fn)(int);
 
 /* The fault, if there is one now and this file is on the volume; else 0. */
@@ -49,6 +50,20 @@ ssize_t write(int fd, const void *bytes, size_t count) {
     }
     return real(fd, bytes, count);
 }
+
+/* PostgreSQL writes at offsets. */
+ssize_t pwrite(int fd, const void *bytes, size_t count, off_t offset) {
+    static pwrite_fn real;
+    char mode = fault(fd);
+    if (!real) real = (pwrite_fn)dlsym(RTLD_NEXT, "pwrite64");
+    if (mode == 'w' || mode == 't') {
+        if (mode == 't') (void)!real(fd, bytes, count / 2, offset);
+        errno = EIO;
+        return -1;
+    }
+    return real(fd, bytes, count, offset);
+}
+ssize_t pwrite64(int fd, const void *bytes, size_t count, off_t offset) { return pwrite(fd, bytes, count, offset); }
 
 static int synced(int fd, const char *name) {
     sync_fn real;

@@ -18,6 +18,9 @@ pub enum Fault {
     Sync,
 }
 
+/// Each of them.
+pub const FAULTS: &[Fault] = &[Fault::Write, Fault::TornWrite, Fault::Sync];
+
 /// A folder that is sound until it is told to fail.
 #[derive(Debug)]
 pub struct FaultyVolume {

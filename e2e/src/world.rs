@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -42,6 +43,8 @@ pub struct Setup {
     pub postgres_dir: Option<PathBuf>,
     /// Further settings of PostgreSQL.
     pub postgres_settings: Vec<(&'static str, &'static str)>,
+    /// What its environment has beside the usual.
+    pub postgres_env: Vec<(String, String)>,
     /// Environment of each pod beyond the usual; the last one is for all that follow.
     pub pod_env: Vec<Vec<(String, String)>>,
     /// The pods' configuration file.
@@ -59,6 +62,7 @@ impl Default for Setup {
             pods: 2,
             postgres_dir: None,
             postgres_settings: Vec::new(),
+            postgres_env: Vec::new(),
             pod_env: Vec::new(),
             pod_config: String::new(),
             spool: None,
@@ -147,7 +151,8 @@ impl World {
     /// When something does not start.
     pub fn start(run: &mut Run, part: &str, setup: &Setup) -> Result<Self> {
         let dir = run.folder(part)?;
-        let postgres = Postgres::start(&postgres_dir(setup, &dir), &dir, &setup.postgres_settings)?;
+        let postgres =
+            Postgres::start(&postgres_dir(setup, &dir), &dir, &setup.postgres_settings, &setup.postgres_env)?;
         let network = Proxy::start(postgres.address()).context("cannot start a proxy")?;
         let program = programs::dataplane()?;
         let url = postgres.url_through(network.address(), DATABASE);
@@ -293,6 +298,27 @@ impl World {
         self.postgres.restart()?;
         self.network.set_upstream(self.postgres.address());
         Ok(())
+    }
+
+    /// Waits until PostgreSQL answers, after a fault that may end it now or in a moment; starts it again if it does. Says whether
+    /// it did.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn recover_postgres(&mut self) -> Result<bool> {
+        let (deadline, mut ended) = (Instant::now() + PROGRESS_TIMEOUT, false);
+        loop {
+            if self.postgres.has_ended()? {
+                ended = true;
+                self.postgres.forget();
+                self.restart_postgres()?;
+            }
+            if self.postgres.answers() {
+                return Ok(ended);
+            }
+            ensure!(Instant::now() < deadline, "PostgreSQL does not recover");
+            sleep(Duration::from_millis(50));
+        }
     }
 
     /// A connection to the ledger's database as superuser.

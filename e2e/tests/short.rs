@@ -49,6 +49,7 @@ scenarios! {
     network_clients = "network-clients",
     tamper_read = "tamper-read",
     sealer_kill = "sealer-kill",
+    database_io_error = "database-io-error",
     old_backup = "old-backup",
     old_anchor = "old-anchor",
     rewrite = "rewrite",

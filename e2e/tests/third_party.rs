@@ -87,7 +87,7 @@ fn verifiers_of_others_accept_the_log_and_refuse_an_altered_one() {
     let dir = dir.path();
     build(dir);
     let data = dir.join("postgres");
-    let mut postgres = Postgres::start(&data, dir, &[]).unwrap();
+    let mut postgres = Postgres::start(&data, dir, &[], &[]).unwrap();
     let sql = postgres.connect("postgres").unwrap();
     let key = SignerKey::from_seed(ORIGIN, Algorithm::Ed25519, [3; 32]).unwrap();
     let spec = PodSpec {

@@ -95,6 +95,8 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// Further `postgresql.conf` settings.
     pub settings: Vec<(String, String)>,
+    /// What the server's environment has beside the usual.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running private server. Dropping it stops the server.
@@ -139,7 +141,7 @@ impl LocalPg {
         } else {
             initialise(&binaries, owner, &dir)?
         };
-        let (child, port) = launch(&binaries, owner, &dir, &options.settings)?;
+        let (child, port) = launch(&binaries, owner, &dir, options)?;
         Ok(Self { child, dir, port, password, stopped: false, _temporary: temporary })
     }
 
@@ -258,12 +260,7 @@ fn initialise(binaries: &Binaries, owner: Owner, dir: &Path) -> Result<String, E
 }
 
 /// Starts the server on a free port and waits until it is ready.
-fn launch(
-    binaries: &Binaries,
-    owner: Owner,
-    dir: &Path,
-    settings: &[(String, String)],
-) -> Result<(Child, u16), Error> {
+fn launch(binaries: &Binaries, owner: Owner, dir: &Path, options: &Options) -> Result<(Child, u16), Error> {
     const ATTEMPTS: u32 = 5;
     let data = dir.join("data");
     let log_path = dir.join("postgresql.log");
@@ -279,10 +276,11 @@ fn launch(
         for (name, value) in SETTINGS {
             command.arg("-c").arg(format!("{name}={value}"));
         }
-        for (name, value) in settings {
+        for (name, value) in &options.settings {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let errors = log.try_clone().map_err(io_error("open", &log_path))?;
+        command.envs(options.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(errors);
         // Ctrl-C in a terminal must reach our process alone, which then stops the server in order.
         command.process_group(0);
@@ -408,7 +406,7 @@ mod tests {
     fn data_survives_a_stop_and_a_killed_owner() {
         let parent = tempfile::tempdir().unwrap();
         fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let options = Options { dir: Some(parent.path().join("pg")), settings: Vec::new() };
+        let options = Options { dir: Some(parent.path().join("pg")), ..Options::default() };
 
         let pg = LocalPg::start(&options).unwrap();
         psql(&pg, "create table t as select 1 as n");

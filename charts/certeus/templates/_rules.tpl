@@ -9,10 +9,10 @@
   verbs: [get, list, watch, patch]
 - apiGroups: [certeus.io]
   resources: [ledgerclusters/status, alertrules/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # To name a LedgerCluster as an owner whose deletion waits.
 - apiGroups: [certeus.io]
-  resources: [ledgerclusters/finalizers, alertrules/finalizers]
+  resources: [ledgerclusters/finalizers]
   verbs: [update]
 # What runs a ledger: applied, watched for drift, removed when no longer wanted.
 - apiGroups: [""]
@@ -34,16 +34,13 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create]
-# What is only looked at: pods and their addresses, autoscalers that want the same StatefulSet, others' rules.
+# What is only looked at: pods and their addresses, autoscalers that want the same StatefulSet.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [list, watch]
-- apiGroups: [monitoring.coreos.com]
-  resources: [prometheusrules]
-  verbs: [get, list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -358,7 +358,7 @@ async fn tls_is_used_when_there_is_some_and_checked_when_required() {
         ("ssl_key_file", key.to_str().unwrap()),
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let pg = LocalPg::start(&Options { dir: Some(pg_dir), settings }).unwrap();
+    let pg = LocalPg::start(&Options { dir: Some(pg_dir), settings, ..Options::default() }).unwrap();
 
     let (ledger, tasks) = start(&pg.url());
     until_available(&ledger).await;

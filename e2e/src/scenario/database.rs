@@ -10,6 +10,7 @@ use super::torment;
 use crate::disk::SmallDisk;
 use crate::recorder::Habits;
 use crate::run::{Run, Verdict};
+use crate::volume::{FAULTS, FaultyVolume};
 use crate::world::{Setup, World};
 
 /// What a backend is doing when it is killed; patterns of `LIKE`.
@@ -68,7 +69,7 @@ pub(super) fn disk_full(run: &mut Run) -> Result<Verdict> {
         ..Setup::default()
     };
     let habits = Habits { large_one_in: 15, ..Habits::default() };
-    let crashes = Cell::new(0);
+    let crashes = Cell::new(0_u32);
     let tally = torment(run, &setup, &habits, |world| {
         sleep(world.dice.millis(0, 500));
         let free = world.dice.below(4096);
@@ -76,14 +77,39 @@ pub(super) fn disk_full(run: &mut Run) -> Result<Verdict> {
         sleep(world.dice.millis(500, 4000));
         disk.free()?;
         // Without space for its log PostgreSQL stops; what it had not flushed it had not confirmed.
-        if world.postgres.has_ended()? {
-            crashes.set(crashes.get() + 1);
-            world.postgres.forget();
-            world.restart_postgres()?;
-        }
-        world.postgres.wait_until_recovered()?;
+        crashes.set(crashes.get() + u32::from(world.recover_postgres()?));
         sleep(world.dice.millis(500, 2500));
         Ok(())
     })?;
     Ok(Verdict::Held(format!("{tally}; PostgreSQL ended {} times", crashes.get())))
+}
+
+pub(super) fn io_error(run: &mut Run) -> Result<Verdict> {
+    let Some(volume) = FaultyVolume::new(&run.folder("faulty")?)? else {
+        return Ok(Verdict::Skipped("there is no C compiler (cc) to build a faulty volume with".to_owned()));
+    };
+    let setup = Setup {
+        postgres_dir: Some(volume.path().join("postgres")),
+        // Checkpoints, too, fall into the faults.
+        postgres_settings: vec![("max_wal_size", "64MB")],
+        postgres_env: volume.env(),
+        ..Setup::default()
+    };
+    let habits = Habits { large_one_in: 15, ..Habits::default() };
+    let (crashes, round) = (Cell::new(0_u32), Cell::new(0_usize));
+    let tally = torment(run, &setup, &habits, |world| {
+        sleep(world.dice.millis(0, 500));
+        let fault = FAULTS[round.replace(round.get() + 1) % FAULTS.len()];
+        let panics = world.postgres.panics();
+        volume.fail(fault)?;
+        sleep(world.dice.millis(20, 1500));
+        volume.heal()?;
+        // All backends end at the first write of the log that fails; the server goes on by itself unless its recovery fails, too.
+        let ended = world.recover_postgres()?;
+        crashes.set(crashes.get() + u32::from(ended || world.postgres.panics() > panics));
+        sleep(world.dice.millis(500, 2500));
+        Ok(())
+    })?;
+    ensure!(crashes.get() > 0, "no fault ever met a write of the database's log");
+    Ok(Verdict::Held(format!("{tally}; {} faults, PostgreSQL crashed {} times", round.get(), crashes.get())))
 }

@@ -17,15 +17,13 @@ use crate::journal::Journal;
 use crate::recorder::Habits;
 use crate::run::{Run, Verdict};
 use crate::spools::SpoolSetup;
-use crate::volume::{Fault, FaultyVolume};
+use crate::volume::{FAULTS, FaultyVolume};
 use crate::wait_for;
 use crate::world::{Setup, World};
 
 /// Requests that spools must take before an outage counts as one.
 const SPOOLED_MIN: usize = 20;
 const SPOOLING_TIMEOUT: Duration = Duration::from_secs(60);
-
-const FAULTS: &[Fault] = &[Fault::Write, Fault::TornWrite, Fault::Sync];
 
 fn habits() -> Habits {
     Habits { spool: true, ..Habits::default() }

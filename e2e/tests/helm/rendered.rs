@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use certeus_e2e::cluster::space::repository;
+use certeus_e2e::programs;
 use serde_json::{Value, json};
 
 use super::{EVERYTHING, chart, find, objects, run_helm, template, text};
@@ -154,4 +155,27 @@ fn one_pod_has_no_budget_and_a_digest_goes_before_a_tag() {
         format!("certeus/dataplane:{}", env!("CARGO_PKG_VERSION")),
         "the chart's appVersion"
     );
+}
+
+/// What is started must know the options that it is started with.
+#[test]
+fn the_programs_take_what_they_are_given() {
+    let values = template(&["--set=watchNamespaces={a,b}"]).unwrap();
+    let all = objects(&values);
+    let container = &find(&all, "Deployment", "certeus")["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["command"], json!(["certeus-operator"]));
+    let arguments = container["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+    // The help is only printed when everything before it makes sense.
+    let output = Command::new(programs::operator().unwrap()).args(arguments).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+
+    let mut check = Command::new(programs::dataplane().unwrap());
+    check
+        .arg("--config")
+        .arg(repository().join("config/compose/certeus.yaml"))
+        .arg("--check-config")
+        .env_clear();
+    check.env("CERTEUS_DB_URL", "postgres://certeus:secret@postgres:5432/certeus");
+    let output = check.env("CERTEUS_API_KEY", "0123456789abcdef").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
 }

@@ -210,6 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn rules_with_a_mistake_are_refused_with_their_place() {
+        let with = |expr: &str| {
+            load(&format!(
+                "{CLUSTER}spec: {{ database: {{ embedded: true }} }}\n---\n\napiVersion: certeus.io/v1alpha1\nkind: AlertRule\n\
+                 metadata: {{ name: rules }}\nspec:\n  clusterRef: {{ name: demo }}\n  groups:\n  - name: g\n    rules:\n    \
+                 - {{ alert: Down, expr: '{expr}' }}\n"
+            ))
+        };
+        assert_eq!(with("up == 0").ok().unwrap().alert_rules.len(), 1);
+        let told = with("up ==").err().unwrap().to_string();
+        assert!(
+            told.contains(
+                "cluster.yaml:7: spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"
+            ),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn an_edit_counts_only_when_it_changes_the_spec() {
         let first = cluster("database: { embedded: true }");
         let same = cluster("database: { embedded: true }").following(&first).ok().unwrap();

@@ -58,7 +58,7 @@ impl Postgres {
     ) -> Result<Self, Error> {
         let connections = connections_max.saturating_add(RESERVED_CONNECTIONS).max(CONNECTIONS_MIN);
         let mut settings = vec![("max_connections".to_owned(), connections.to_string())];
-        let options = Options { dir: Some(dir.to_owned()), settings: settings.clone() };
+        let options = Options { dir: Some(dir.to_owned()), settings: settings.clone(), ..Options::default() };
         let server = launch(options.clone()).await?;
         create_database(&server.url()).await?;
         let url = server.database_url(DATABASE);

@@ -91,6 +91,8 @@ pub(super) struct Memory {
     /// By identity of the object.
     written: HashMap<String, (Duration, AlertRuleStatus)>,
     paused: HashMap<String, Pause>,
+    /// Somebody else wrote an object in the last round.
+    has_conflict: bool,
 }
 
 /// An object that the API server did not let us write.
@@ -116,6 +118,7 @@ pub(super) enum Again {
 pub(super) async fn round(tools: &Tools, round: Round) -> (Memory, Again) {
     let Round { cluster, rules, pods, mut memory } = round;
     memory.forget(&rules);
+    memory.has_conflict = false;
     if pods.is_none() && exists(tools, &cluster).await {
         // It is there, and its pods are not known yet: nothing may be concluded from that.
         return (memory, Again::Soon);
@@ -138,9 +141,9 @@ pub(super) async fn round(tools: &Tools, round: Round) -> (Memory, Again) {
     report(tools, &rules, pods.as_deref(), &outcomes, &mut memory).await;
     let is_waiting = dismiss(tools, &rules, &outcomes, &mut memory).await;
     let is_unfinished = outcomes.iter().any(|(_, outcome)| outcome.is_unfinished);
-    let again = if is_unfinished || is_waiting {
+    let again = if is_unfinished || is_waiting || memory.has_conflict {
         Again::Soon
-    } else if rules.is_empty() || pods.is_none() {
+    } else if rules.is_empty() || pods.is_none() && memory.paused.is_empty() {
         Again::Rarely
     } else {
         Again::Recheck
@@ -181,12 +184,15 @@ impl Memory {
             return;
         };
         let class = error.class();
+        if class == Class::Conflict {
+            // Somebody else's write, which the next round knows.
+            self.has_conflict = true;
+            return;
+        }
         let before = self.paused.get(&rule.uid).filter(|pause| pause.generation == rule.generation);
         let failures = before.map_or(0, |pause| pause.failures).saturating_add(1);
-        // Somebody else's write, or our own that the watch has not brought yet: the next round knows it.
-        if class != Class::Conflict {
-            tracing::warn!(rule = %key, class = class.label(), reason = error.message(), "an AlertRule could not be written");
-        }
+        let reason = error.message();
+        tracing::warn!(rule = %key, class = class.label(), reason, "an AlertRule could not be written");
         let until = class.retry(failures, rand::rng().random()).map(|pause| clock::now() + pause);
         self.paused.insert(rule.uid.clone(), Pause { generation: rule.generation, failures, until });
     }

@@ -15,16 +15,13 @@ const MISS_INTERVAL_MAX: Duration = Duration::from_secs(8);
 pub(super) fn phase(index: u32) -> Duration {
     /// 2^32 times the golden ratio's fraction.
     const STEP: u32 = 0x9e37_79b9;
-    let fraction = u64::from(index.wrapping_mul(STEP));
-    let nanoseconds = u64::try_from(INTERVAL.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(((u128::from(nanoseconds) * u128::from(fraction)) >> 32) as u64)
+    INTERVAL.mul_f64(f64::from(index.wrapping_mul(STEP)) / 2f64.powi(32))
 }
 
 /// How long until the next turn of a cluster with this phase, on any clock that all of them share; never zero.
 pub(super) fn until_turn(now: Duration, phase: Duration) -> Duration {
-    let since_turn = (now.as_nanos() + INTERVAL.as_nanos() - phase.as_nanos()) % INTERVAL.as_nanos();
-    // Less than the interval, so it fits.
-    INTERVAL - Duration::from_nanos(since_turn as u64)
+    let since_turn = (now + INTERVAL).saturating_sub(phase).as_nanos() % INTERVAL.as_nanos();
+    INTERVAL - Duration::from_nanos(u64::try_from(since_turn).unwrap_or_default())
 }
 
 /// How long after a scrape the next one is due, after so many misses in a row. A little less than the interval, so that a

@@ -35,7 +35,7 @@ static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 
 /// What came of a request.
 enum Answer {
-    Scrape { uid: String, end: ScrapeEnd, sample: Option<Result<MetricsSample, MissingReason>> },
+    Scrape { uid: String, end: ScrapeEnd, sample: Option<Result<Box<MetricsSample>, MissingReason>> },
     Drain { request: Request, reply: Reply },
 }
 
@@ -96,7 +96,7 @@ fn take(shared: &Shared, scraping: &mut HashMap<String, Scraping>, answer: Answe
                 pod.due = clock::now() + pace::scrape_again_after(pod.misses);
             }
             if let Some(sample) = sample {
-                shared.core().scraped(&uid, sample);
+                shared.core().scraped(&uid, sample.map(|sample| *sample));
             }
         }
         Answer::Drain { request, reply } => shared.core().drain_replied(clock::now(), request, reply),
@@ -149,7 +149,7 @@ async fn scrape(shared: Arc<Shared>, pod: PodSeen) -> Answer {
         Ok(Ok(_place)) => match shared.http.get(&pod, "/metrics").await {
             Ok(reply) if reply.status.is_success() => {
                 let sample = decide::parse(clock::now(), &String::from_utf8_lossy(&reply.body));
-                (ScrapeEnd::Answered, Some(Ok(sample)))
+                (ScrapeEnd::Answered, Some(Ok(Box::new(sample))))
             }
             Ok(_refused) => (ScrapeEnd::Refused, Some(Err(MissingReason::Unreachable))),
             Err(pod_http::Error::Timeout(_)) => (ScrapeEnd::TimedOut, Some(Err(MissingReason::Unreachable))),

@@ -164,7 +164,8 @@ impl Operated {
             }
             let woken = tokio::time::timeout_at(deadline, self.woken.notified()).await;
             assert!(woken.is_ok(), "not in time: {what}; {advice:?}");
-            self.replicas = self.scaler.advice().replicas.min(self.pods.len() as u32);
+            let pods = u32::try_from(self.pods.len()).unwrap();
+            self.replicas = self.scaler.advice().replicas.min(pods);
             self.observe();
         }
     }

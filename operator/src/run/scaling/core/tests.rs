@@ -54,7 +54,7 @@ struct Sim {
     held: bool,
     /// Ordinals in the order they were asked to drain.
     drained: Vec<u32>,
-    removed_with_spool: u32,
+    removed_with_spool: usize,
     /// How often a reconcile was asked for.
     wakes: u32,
 }
@@ -110,7 +110,7 @@ impl Sim {
             });
         }
         let surplus = self.pods.split_off(&replicas);
-        self.removed_with_spool += surplus.values().filter(|pod| pod.spool > 0).count() as u32;
+        self.removed_with_spool += surplus.values().filter(|pod| pod.spool > 0).count();
         self.replicas = Some(replicas);
     }
 
