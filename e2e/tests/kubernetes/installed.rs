@@ -30,7 +30,7 @@ impl Installed {
     pub(crate) fn new(prefix: &str, fronted: bool) -> Self {
         let space = Space::with_definitions(prefix).unwrap();
         let token = install(&space).unwrap();
-        let postgres = Postgres::start(&space.dir().join("postgres"), space.dir(), &[]).unwrap();
+        let postgres = Postgres::start(&space.dir().join("postgres"), space.dir(), &[], &[]).unwrap();
         Guard::get().unwrap().note(postgres.process_id()).unwrap();
         let programs = [("certeus-dataplane", programs::dataplane().unwrap())];
         let kubelet = Kubelet::start(&space, &programs, fronted).unwrap();

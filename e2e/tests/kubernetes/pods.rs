@@ -92,7 +92,7 @@ fn a_plain_stateful_set_of_the_data_plane_lives_as_on_a_node() {
     let _alone = crate::alone();
     let space = Space::new("kubelet").unwrap();
     let data = space.dir().join("postgres");
-    let mut postgres = Postgres::start(&data, space.dir(), &[]).unwrap();
+    let mut postgres = Postgres::start(&data, space.dir(), &[], &[]).unwrap();
     Guard::get().unwrap().note(postgres.process_id()).unwrap();
     let url = postgres.url_through(postgres.address(), "postgres");
     let programs = [("certeus-dataplane", programs::dataplane().unwrap())];

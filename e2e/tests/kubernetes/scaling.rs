@@ -88,7 +88,7 @@ fn a_surge_gets_pods_at_once_and_they_leave_in_order_without_a_loss() {
     let _alone = crate::alone();
     let space = Space::with_definitions("scaling").unwrap();
     let data = space.dir().join("postgres");
-    let mut postgres = Postgres::start(&data, space.dir(), &[]).unwrap();
+    let mut postgres = Postgres::start(&data, space.dir(), &[], &[]).unwrap();
     Guard::get().unwrap().note(postgres.process_id()).unwrap();
     let url = postgres.url_through(postgres.address(), "postgres");
     space.put_secret("database", &[("url", &url), ("api", API_KEY)]).unwrap();
