@@ -24,25 +24,30 @@ use() {
 
 build() {
     local version=$1 folder=$2 found
+    # Not local: what is to be cleaned up is named when the script ends.
+    building='' compiler=''
     found=$(go env GOVERSION 2>/dev/null) || { echo "controlplane: Go is missing: run scripts/setup.sh go" >&2; exit 1; }
     case $found in
         "$GO" | "$GO".*) export GOTOOLCHAIN=local ;;
         *) export GOTOOLCHAIN=$GO.0 ;;
     esac
     echo "controlplane: building etcd and Kubernetes $version into $folder; this takes some minutes, once" >&2
-    local started=$SECONDS building
+    local started=$SECONDS
     mkdir -p "$folder"
     # Under a name of its own, so that nobody takes a part of a program for one.
     building=$(mktemp "$folder/building.XXXXXX")
     local set=k8s.io/component-base/version minor=${version#v1.}
     local flags="-s -w -X $set.gitVersion=$version -X $set.gitMajor=1 -X $set.gitMinor=${minor%%.*}"
     CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -trimpath -buildvcs=false -ldflags "$flags" -o "$building" . >&2 &
-    local compiler=$!
+    compiler=$!
+    # Whoever stops this stops the compiler, too.
+    trap 'kill "$compiler" 2>/dev/null; rm -f "$building"' EXIT
     while kill -0 "$compiler" 2>/dev/null; do
         sleep 5
         if [ $(((SECONDS - started) / 5 % 6)) -eq 0 ]; then echo "controlplane: building for $((SECONDS - started)) s" >&2; fi
     done
-    wait "$compiler" || { rm -f "$building"; echo "controlplane: the build failed" >&2; exit 1; }
+    wait "$compiler" || { echo "controlplane: the build failed" >&2; exit 1; }
+    trap - EXIT
     chmod 755 "$building"
     mv "$building" "$folder/controlplane"
     local program

@@ -11,24 +11,23 @@ use certeus_e2e::postgres::{Postgres, Sql};
 use certeus_e2e::programs;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use serde_json::Value;
 
 /// For what takes some reconciles and no pods.
-pub const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// For what needs pods to start or drain, on a machine that does much else.
-pub const IN_TIME: Duration = Duration::from_secs(120);
+pub(crate) const IN_TIME: Duration = Duration::from_secs(120);
 
-pub struct Installed {
+pub(crate) struct Installed {
     // Described, when a test fails, before the pods are gone.
-    pub space: Space,
-    pub kubelet: Kubelet,
-    pub postgres: Postgres,
+    pub(crate) space: Space,
+    pub(crate) kubelet: Kubelet,
+    pub(crate) postgres: Postgres,
     token: String,
 }
 
 impl Installed {
     /// With fronts before the pods' admin ports when `fronted`.
-    pub fn new(prefix: &str, fronted: bool) -> Self {
+    pub(crate) fn new(prefix: &str, fronted: bool) -> Self {
         let space = Space::with_definitions(prefix).unwrap();
         let token = install(&space).unwrap();
         let postgres = Postgres::start(&space.dir().join("postgres"), space.dir(), &[], &[]).unwrap();
@@ -38,43 +37,43 @@ impl Installed {
         Self { space, kubelet, postgres, token }
     }
 
-    pub fn database_url(&self, name: &str) -> String {
+    pub(crate) fn database_url(&self, name: &str) -> String {
         self.postgres.url_through(self.postgres.address(), name)
     }
 
-    pub fn sql(&self, name: &str) -> Sql {
+    pub(crate) fn sql(&self, name: &str) -> Sql {
         self.postgres.connect(name).unwrap()
     }
 
     /// Makes a cluster's database and the Secret with its URL.
-    pub fn prepare(&self, name: &str) {
+    pub(crate) fn prepare(&self, name: &str) {
         self.sql("postgres").batch(&format!("CREATE DATABASE {name}")).unwrap();
         self.space.put_secret(&secret_of(name), &[("url", &self.database_url(name))]).unwrap();
     }
 
-    pub fn operator(&self) -> Operator {
+    pub(crate) fn operator(&self) -> Operator {
         Operator::start(&self.space, &programs::operator().unwrap(), &self.token).unwrap()
     }
 
     /// Makes a LedgerCluster on a database of its own, with further lines of its `spec`.
-    pub fn create(&self, name: &str, more: &str) {
+    pub(crate) fn create(&self, name: &str, more: &str) {
         self.prepare(name);
         self.apply(name, more);
     }
 
     /// Changes its `spec` to this.
-    pub fn apply(&self, name: &str, more: &str) {
+    pub(crate) fn apply(&self, name: &str, more: &str) {
         self.space.apply(&manifest(name, more)).unwrap();
     }
 
     /// As a script of a user would wait.
-    pub fn wait_until_ready(&self, name: &str) {
+    pub(crate) fn wait_until_ready(&self, name: &str) {
         let cluster = format!("lc/{name}");
         self.space.kubectl(&["wait", "--for=condition=Ready", &cluster, "--timeout=120s"]).unwrap();
     }
 
     /// Waits until so many pods are ready, and no others are there.
-    pub fn wait_for_pods(&self, name: &str, count: usize) {
+    pub(crate) fn wait_for_pods(&self, name: &str, count: usize) {
         let labels = pods_of(name);
         let settled = || {
             let pods = self.space.list::<Pod>(&labels).unwrap();
@@ -85,7 +84,7 @@ impl Installed {
 
     /// Waits until something is so.
     #[track_caller]
-    pub fn wait(&self, what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    pub(crate) fn wait(&self, what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
         let deadline = std::time::Instant::now() + limit;
         while !is_so() {
             assert!(std::time::Instant::now() < deadline, "{what} took longer than {} s", limit.as_secs());
@@ -94,7 +93,7 @@ impl Installed {
     }
 
     /// Waits for a condition of a cluster; gives its reason and message.
-    pub fn wait_for_condition(&self, name: &str, kind: &str, status: &str) -> (String, String) {
+    pub(crate) fn wait_for_condition(&self, name: &str, kind: &str, status: &str) -> (String, String) {
         let find = |cluster: &LedgerCluster| {
             let conditions = cluster.status.as_ref()?.conditions.clone();
             conditions.into_iter().find(|condition| condition.type_ == kind && condition.status == status)
@@ -107,27 +106,22 @@ impl Installed {
     }
 
     /// Name and unique id of each pod.
-    pub fn pods(&self, name: &str) -> Vec<(String, String)> {
+    pub(crate) fn pods(&self, name: &str) -> Vec<(String, String)> {
         let pods = self.space.list::<Pod>(&pods_of(name)).unwrap();
         pods.iter().map(|pod| (pod.name_any(), pod.uid().unwrap())).collect()
     }
 
     /// Everything that the operator has made, as `kind/name`.
-    pub fn owned(&self) -> Vec<String> {
+    pub(crate) fn owned(&self) -> Vec<String> {
         let kinds =
             "statefulsets,configmaps,services,poddisruptionbudgets,networkpolicies,serviceaccounts,secrets";
         let mine = ["-l", "app.kubernetes.io/managed-by=certeus-operator", "-o", "name"];
         let text = self.space.kubectl(&[&["get", kinds][..], &mine].concat()).unwrap();
         text.lines().map(ToOwned::to_owned).collect()
     }
-
-    pub fn json(&self, object: &str) -> Value {
-        let text = self.space.kubectl(&["get", object, "-o", "json"]).unwrap();
-        serde_json::from_str(&text).unwrap()
-    }
 }
 
-pub fn manifest(name: &str, more: &str) -> String {
+fn manifest(name: &str, more: &str) -> String {
     format!(
         "apiVersion: certeus.io/v1alpha1\nkind: LedgerCluster\nmetadata: {{name: {name}}}\nspec:\n  \
          database: {{secretRef: {{name: {}, key: url}}, connectionBudget: 40}}\n{more}",
@@ -135,26 +129,26 @@ pub fn manifest(name: &str, more: &str) -> String {
     )
 }
 
-pub fn secret_of(name: &str) -> String {
+pub(crate) fn secret_of(name: &str) -> String {
     format!("postgres-{name}")
 }
 
 /// So many pods, whatever the load.
-pub fn fixed(replicas: u32) -> String {
+pub(crate) fn fixed(replicas: u32) -> String {
     format!("  autoscaling: {{enabled: false}}\n  replicas: {replicas}\n")
 }
 
-pub fn pods_of(name: &str) -> String {
+pub(crate) fn pods_of(name: &str) -> String {
     format!("app.kubernetes.io/name=certeus-dataplane,app.kubernetes.io/instance={name}")
 }
 
-pub fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// What an operator wrote, leases and Events excepted: those are signs of life.
-pub fn writes(operator: &Operator) -> Vec<String> {
+pub(crate) fn writes(operator: &Operator) -> Vec<String> {
     let seen = operator.front().seen().into_iter();
     let of_objects = seen
         .filter(|seen| seen.is_write() && !seen.path.contains("/leases") && !seen.path.contains("/events"));

@@ -11,7 +11,7 @@ use certeus_e2e::journal::Journal;
 use certeus_e2e::recorder::{Habits, Recorder, Targets};
 use certeus_e2e::snapshot::Snapshot;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use crate::installed::{IN_TIME, Installed, fixed, is_ready, pods_of};
@@ -117,17 +117,11 @@ fn kubectl_scale_drains_and_a_pod_that_does_not_drain_is_kept() {
         front.seen().iter().any(|seen| seen.method == "POST" && seen.path == "/admin/drain" && seen.broken)
     });
     // Everything else goes on.
-    world.apply("trades", &format!("{}  ledger: {{batchSize: 999}}\n", fixed(1)));
-    let has_it = |map: Option<&ConfigMap>| {
-        let text = map.and_then(|map| map.data.as_ref()?.get("config.yaml"));
-        text.is_some_and(|text| text.contains("batchSize: 999"))
-    };
-    world.space.wait("another change", "trades-config", IN_TIME, has_it).unwrap();
+    world.apply("trades", &format!("{}  monitoring: {{dashboard: true}}\n", fixed(1)));
+    world.wait("another change", IN_TIME, || world.owned().iter().any(|object| object.contains("dashboard")));
     std::thread::sleep(WATCHED);
     assert_eq!(replicas(&world), 2, "a pod was removed that had not drained");
-    for pod in world.kubelet.pods() {
-        world.kubelet.front(&pod).unwrap().heal();
-    }
+    front.heal();
     world.wait("the scale-in to end", IN_TIME * 2, || replicas(&world) == 1);
     world.wait_for_pods("trades", 1);
     operator.stop().unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::installed::{IN_TIME, Installed, fixed, secret_of, writes};
+use crate::installed::{IN_TIME, Installed, SOON, fixed, secret_of, writes};
 
 /// A lease's duration and some time to look.
 const TAKE_OVER: Duration = Duration::from_secs(40);
@@ -25,18 +25,19 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
     };
     let old = revision();
     let connections = || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rotated'";
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'rotated'";
         world.sql("trades").query(sql, &[]).unwrap()[0].get::<_, i64>(0)
     };
     assert_eq!(connections(), 0);
-    let url = world.database_url("trades") + "?application_name=rotated";
+    world.sql("trades").batch("CREATE ROLE rotated LOGIN SUPERUSER PASSWORD 'new'").unwrap();
+    let url = format!("postgres://rotated:new@{}/trades", world.postgres.address());
     world.space.put_secret(&secret_of("trades"), &[("url", &url)]).unwrap();
     world.wait("new pods", IN_TIME, || {
         let now = world.pods("trades");
         now.len() == 2 && now.iter().all(|pod| !before.contains(pod))
     });
     world.wait_for_pods("trades", 2);
-    assert!(connections() > 0, "the new URL is not used");
+    world.wait("connections with the new password", SOON, || connections() > 0);
     let (after, new) = (world.pods("trades"), revision());
     assert_ne!(old, new);
     // Once: nothing follows.
