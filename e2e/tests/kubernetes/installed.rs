@@ -17,6 +17,9 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// For what needs pods to start or drain, on a machine that does much else.
 pub(crate) const IN_TIME: Duration = Duration::from_secs(120);
 
+/// For twenty pods.
+const CONNECTIONS: &[(&str, &str)] = &[("max_connections", "120")];
+
 pub(crate) struct Installed {
     // Described, when a test fails, before the pods are gone.
     pub(crate) space: Space,
@@ -30,7 +33,7 @@ impl Installed {
     pub(crate) fn new(prefix: &str, fronted: bool) -> Self {
         let space = Space::with_definitions(prefix).unwrap();
         let token = install(&space).unwrap();
-        let postgres = Postgres::start(&space.dir().join("postgres"), space.dir(), &[], &[]).unwrap();
+        let postgres = Postgres::start(&space.dir().join("postgres"), space.dir(), CONNECTIONS, &[]).unwrap();
         Guard::get().unwrap().note(postgres.process_id()).unwrap();
         let programs = [("certeus-dataplane", programs::dataplane().unwrap())];
         let kubelet = Kubelet::start(&space, &programs, fronted).unwrap();
@@ -124,7 +127,7 @@ impl Installed {
 fn manifest(name: &str, more: &str) -> String {
     format!(
         "apiVersion: certeus.io/v1alpha1\nkind: LedgerCluster\nmetadata: {{name: {name}}}\nspec:\n  \
-         database: {{secretRef: {{name: {}, key: url}}, connectionBudget: 40}}\n{more}",
+         database: {{secretRef: {{name: {}, key: url}}, connectionBudget: 80}}\n{more}",
         secret_of(name)
     )
 }

@@ -155,3 +155,26 @@ fn pods_that_cannot_be_measured_are_not_removed() {
     world.wait_for_pods("trades", 1);
     operator.stop().unwrap();
 }
+
+#[test]
+fn twenty_pods_take_events() {
+    let _alone = crate::alone();
+    let world = Installed::new("twenty", false);
+    let operator = world.operator();
+    world.create("trades", &format!("{}  ledger: {{writers: 1}}\n", fixed(20)));
+    world.wait_for_pods("trades", 20);
+    world.wait_until_ready("trades");
+    let journal = Arc::new(Journal::create(&world.space.dir().join("journal.jsonl")).unwrap());
+    let targets = Targets::default();
+    targets.set(serving(&world));
+    assert_eq!(targets.all().len(), 20);
+    let recorder = Recorder::start(&Habits::default(), &targets, &journal, &mut Dice::new(7));
+    world.wait("load on all pods", IN_TIME, || journal.acknowledged_count() > 1000);
+    recorder.finish().unwrap();
+    // Under that load each pod stayed well.
+    world.wait_for_pods("trades", 20);
+    let snapshot = Snapshot::read(&world.sql("trades"), LEDGER).unwrap();
+    let violations = checker::check(&snapshot, &journal.entries());
+    assert!(violations.is_empty(), "{violations}");
+    operator.stop().unwrap();
+}
