@@ -6,10 +6,11 @@ export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up down test torture bench lint fmt clean
+.PHONY: help build demo up down test e2e torture bench bench-operator manifests lint fmt clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s
+", $$1, $$2 }' Makefile
 
 build: ## Build everything, optimised
 	@scripts/setup.sh rust
@@ -27,8 +28,13 @@ down: build ## Stop what `make up` runs and clean up what a killed one left
 	@$(BIN)/certeus-operator down
 
 test: ## Run all tests
-	@scripts/setup.sh rust postgres faketime go
+	@scripts/setup.sh rust postgres faketime go controlplane helm
 	cargo test --workspace
+
+e2e: ## Run the tests against a real Kubernetes control plane; E2E_ARGS="reconcile --nocapture" for some of them
+	@scripts/setup.sh rust postgres go controlplane helm
+	cargo build -p certeus-dataplane -p certeus-operator
+	cargo test -p certeus-e2e --test kubernetes --test helm -- $(E2E_ARGS)
 
 torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 7" for some of it, "list" for what there is
 	@scripts/setup.sh postgres faketime
@@ -37,6 +43,14 @@ torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 
 bench: build ## Print the benchmark figures; BENCH_ARGS=--quick for a short run
 	@scripts/setup.sh postgres
 	@$(BIN)/certeus-bench $(BENCH_ARGS)
+
+bench-operator: build ## Measure the operator with 1, 100 and 1,000 LedgerClusters; BENCH_ARGS="--clusters 10" for others
+	@scripts/setup.sh go
+	@$(BIN)/certeus-bench-operator $(BENCH_ARGS)
+
+manifests: ## Write what follows from crds and chart: the chart's copies of the definitions, the manifests in config
+	@scripts/setup.sh go helm
+	@scripts/manifests.sh
 
 lint: ## Check format, lints, dependencies and shell scripts
 	@scripts/setup.sh rust deny

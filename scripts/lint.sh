@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the crate list, format, lints, dependencies and shell scripts. Needs the network only to refresh the list of advisories.
+# Checks the crate list, format, lints, dependencies and shell scripts; alerts and Dockerfile where the tools for them are there. Needs the network only to refresh the list of advisories.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/bin:$HOME/.cargo/bin:$PATH"
@@ -44,4 +44,16 @@ if command -v shellcheck >/dev/null; then
     step shellcheck scripts/*.sh .ci/run
 else
     echo "lint: shellcheck is not installed: the shell scripts were not checked"
+fi
+if command -v promtool >/dev/null; then
+    step promtool check rules charts/certeus/files/rules/*.yaml
+    step promtool test rules e2e/tests/alerts.yaml
+    step promtool check config --syntax-only config/compose/prometheus.yaml
+else
+    echo "lint: promtool is not installed: the alerts were not tried"
+fi
+if command -v hadolint >/dev/null; then
+    step hadolint Dockerfile
+else
+    echo "lint: hadolint is not installed: the Dockerfile was not checked"
 fi

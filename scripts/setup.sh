@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # Makes sure that what a make target needs is there; quick when it is. Run as
-#   scripts/setup.sh [rust] [postgres] [faketime] [go] [deny]
+#   scripts/setup.sh [rust] [postgres] [faketime] [go] [controlplane] [helm] [deny]
 # rust:     cargo and a C compiler
 # postgres: the server programs (postgres, initdb) and psql; installed with apt where that is possible
 # faketime: libfaketime, for the tests of clocks that jump; without it these are skipped, so that its absence is no failure
 # go:       Go, to build verifiers of the log that are not ours, from their published modules
+# controlplane: etcd, kube-apiserver, kube-controller-manager and kubectl, see scripts/controlplane.sh; after go
+# helm:     helm, built from its published Go module below .tools when it is missing or of another version; after go
 # deny:     cargo-deny, installed below .tools when it is missing or too old
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The version that deny.toml is written for.
 readonly DENY_VERSION=0.20.2
+# The version that the tests of the chart run.
+readonly HELM_MODULE=helm.sh/helm/v4 HELM_VERSION=v4.3.1
 export PATH="$PWD/.tools/bin:$HOME/.cargo/bin:$PATH"
 
 fail() {
@@ -103,6 +107,26 @@ need_go() {
     printf '%s\n' go1.21 "$found" | sort -V -C || fail "$found is too old: install Go 1.21 or newer from https://go.dev/dl"
 }
 
+need_controlplane() {
+    # With an existing cluster the tests need kubectl alone.
+    if [ "${USE_EXISTING_CLUSTER:-}" = 1 ]; then
+        command -v kubectl >/dev/null || fail "kubectl is missing: install it from https://kubernetes.io/docs/tasks/tools"
+        return
+    fi
+    scripts/controlplane.sh >/dev/null
+}
+
+has_helm() {
+    # What helm says of its own version when it was built from a module is not exact.
+    go version -m .tools/bin/helm 2>/dev/null | grep -qP "^\tmod\t$HELM_MODULE\t$HELM_VERSION\t"
+}
+
+need_helm() {
+    has_helm && return
+    echo "setup: building helm $HELM_VERSION below .tools; this takes some minutes, once"
+    GOBIN="$PWD/.tools/bin" GOFLAGS=-trimpath go install -ldflags='-s -w' "$HELM_MODULE/cmd/helm@$HELM_VERSION"
+}
+
 need_deny() {
     has_deny && return
     echo "setup: building cargo-deny $DENY_VERSION below .tools; this takes some minutes, once"
@@ -111,7 +135,7 @@ need_deny() {
 
 for need in "$@"; do
     case $need in
-        rust | postgres | faketime | go | deny) "need_$need" ;;
+        rust | postgres | faketime | go | controlplane | helm | deny) "need_$need" ;;
         *) fail "unknown need '$need'" ;;
     esac
 done

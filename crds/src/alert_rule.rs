@@ -145,19 +145,22 @@ pub struct AlertRuleStatus {
     /// The generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Pods that evaluate this generation of the rules.
+    /// Pods that have loaded this generation of the rules.
     #[serde(default)]
     pub loaded_pods: u32,
     /// Pods of the cluster.
     #[serde(default)]
     pub total_pods: u32,
-    /// The most serious state of any alert of these rules.
+    /// What went wrong last, until it is put right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// The most serious state of any alert of these rules. Absent while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<AlertState>,
     /// How many alerts are in which state.
     #[serde(default)]
     pub alerts: AlertCounts,
-    /// Accepted: the rules are valid and the cluster exists. Loaded: all pods evaluate them.
+    /// Accepted: the rules are valid and the cluster exists. Loaded: all pods have them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -9,6 +9,7 @@
 
 pub mod checker;
 pub mod clock;
+pub mod cluster;
 pub mod dice;
 pub mod disk;
 pub mod envelope;

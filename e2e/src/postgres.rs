@@ -95,6 +95,15 @@ impl Postgres {
         (Ipv4Addr::LOCALHOST, self.running().port()).into()
     }
 
+    /// The number of its process, which is also that of a process group.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.running().pid()
+    }
+
     /// The URL of a database, through another address than its own.
     #[must_use]
     pub fn url_through(&self, address: SocketAddr, database: &str) -> String {

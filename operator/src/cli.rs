@@ -14,6 +14,8 @@ pub(crate) enum Exit {
     NotInstalled = 4,
     AddressInUse = 5,
     OtherInstance = 6,
+    NoCluster = 7,
+    LeaseLost = 8,
 }
 
 const EXIT_CODES: &str = "\
@@ -24,7 +26,9 @@ Exit codes:
   3  the manifests are invalid
   4  a program that is needed is not installed
   5  an address is in use
-  6  another local instance is running, or none is";
+  6  another local instance is running, or none is
+  7  there is no Kubernetes cluster to connect to
+  8  another operator took the lease, or it could not be renewed";
 
 /// Runs verifiable event ledgers: reconciles LedgerCluster and AlertRule.
 #[derive(Debug, Parser)]
@@ -36,6 +40,9 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Reconciles LedgerClusters and AlertRules on Kubernetes, until SIGTERM.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
     /// Runs the manifests of a folder on this machine, without Kubernetes, until Ctrl-C.
     #[command(after_help = LOCAL_EXAMPLES)]
     Local(LocalArgs),
@@ -57,6 +64,16 @@ pub(crate) enum Command {
     },
 }
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  certeus-operator run                            all namespaces, as the kubeconfig or the pod's account allows
+  certeus-operator run --namespace ledgers --namespace audit
+  certeus-operator run --listen 127.0.0.1:0 --log-level info,certeus_operator=debug
+
+Several may run: one holds the lease and works, the others stand by.
+The port serves /metrics, /healthz, /readyz and, to the loopback address alone,
+  curl -X PUT -d debug localhost:9090/loglevel";
+
 const LOCAL_EXAMPLES: &str = "\
 Examples:
   certeus-operator local                          the manifests in config/samples
@@ -76,6 +93,34 @@ const DOWN_EXAMPLES: &str = "\
 Examples:
   certeus-operator down
   certeus-operator down --purge                   also removes the database with all events";
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// A namespace to work in; may be given several times, or as a list with commas [default: all of them].
+    #[arg(
+        long = "namespace",
+        short = 'n',
+        value_name = "NAMESPACE",
+        env = "CERTEUS_NAMESPACES",
+        value_delimiter = ','
+    )]
+    pub(crate) namespaces: Vec<String>,
+    /// Namespace of the lease [default: the operator's own].
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) lease_namespace: Option<String>,
+    /// Address for metrics, health and the log level.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
+    pub(crate) listen: SocketAddr,
+    /// error, warn, info, debug, trace, or directives such as info,certeus_operator=debug.
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "CERTEUS_LOG_LEVEL")]
+    pub(crate) log_level: String,
+    /// The operator's own pod, as its name in the lease and in Events [default: the host's name].
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub(crate) pod_name: Option<String>,
+    /// The operator's own namespace [default: that of the pod's account, or of the kubeconfig].
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    pub(crate) pod_namespace: Option<String>,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct LocalArgs {

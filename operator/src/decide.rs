@@ -150,7 +150,15 @@ impl<'a> Interval<'a> {
     fn cpu(self, request: Option<Millicores>) -> Result<CpuSample, MissingReason> {
         let Some(request) = request else { return Err(MissingReason::NotReported) };
         let used = metrics::increase(self.previous.cpu_seconds, self.latest.cpu_seconds)?;
-        let elapsed = self.latest.at.saturating_sub(self.previous.at).as_secs_f64();
+        // By the pod's own clock: a page that was under way for long would make the interval seem shorter or longer than it was.
+        let elapsed = match metrics::increase(self.previous.uptime_seconds, self.latest.uptime_seconds) {
+            // Of a version that does not tell.
+            Err(MissingReason::NotReported) => self.latest.at.saturating_sub(self.previous.at).as_secs_f64(),
+            elapsed => elapsed?,
+        };
+        if elapsed <= 0.0 {
+            return Err(MissingReason::TooFewScrapes);
+        }
         Ok(CpuSample { utilization: used / elapsed / request.cores(), since: self.previous.at })
     }
 

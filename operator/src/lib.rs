@@ -1,10 +1,12 @@
 //! The operator's reasoning: what a manifest says, whether it can be done, which objects do it, and how many pods it takes.
 //! Everything here is pure: no clock, no network, no files. Kubernetes and one machine run the same code.
 //! Reading order: [`manifest`] reads objects from text, [`validate`] turns an object into checked values, [`build`] turns
-//! those into Kubernetes objects, [`decide`] turns what was measured into a replica count and a status.
+//! those into Kubernetes objects, [`decide`] turns what was measured into a replica count and a status. [`rules`] does all of this for
+//! `AlertRule`s.
 #![deny(clippy::disallowed_methods)]
 
 pub mod build;
 pub mod decide;
 pub mod manifest;
+pub mod rules;
 pub mod validate;

@@ -2,6 +2,7 @@
 
 mod cli;
 mod local;
+mod run;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,8 +12,11 @@ use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Exit};
 
 fn main() -> ExitCode {
+    // Two libraries here speak TLS; both are to use the same cryptography, and only the first choice counts.
+    let _chosen_before = rustls::crypto::ring::default_provider().install_default();
     let Cli { command } = Cli::parse();
     let done = match command {
+        Command::Run(args) => run::run(args).map_err(Failure::Run),
         Command::Local(args) => local::local(args).map_err(Failure::Local),
         Command::Status(args) => local::status(args).map_err(Failure::Local).and_then(|text| print(&text)),
         Command::Down(args) => local::down(args).map_err(Failure::Local),
@@ -29,6 +33,7 @@ fn main() -> ExitCode {
             // Without a reader the exit code still tells.
             let _nobody = writeln!(io::stderr(), "error: {}", local::chain(&failure));
             let exit = match failure {
+                Failure::Run(error) => error.exit(),
                 Failure::Local(error) => error.exit(),
                 Failure::Crd(_) | Failure::Print(_) => Exit::Failure,
             };
@@ -40,6 +45,8 @@ fn main() -> ExitCode {
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
+    #[error(transparent)]
+    Run(run::Error),
     #[error(transparent)]
     Local(local::Error),
     #[error("cannot write the definitions as YAML")]

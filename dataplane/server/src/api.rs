@@ -11,6 +11,7 @@ mod identity;
 mod log;
 mod pco;
 mod proof;
+mod rules;
 mod status;
 
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use certeus_ledger::Ledger;
+use certeus_monitor::rules::Store as RuleStore;
 use prometheus::{IntGauge, Registry};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -58,6 +60,8 @@ pub(crate) struct Parts {
     pub(crate) pool_size: usize,
     /// How bundles are made and published.
     pub(crate) proofs: Proofs,
+    /// The rules that were delivered to this pod.
+    pub(crate) rules: RuleStore,
 }
 
 impl App {
@@ -101,6 +105,7 @@ impl std::ops::Deref for App {
         status::metrics,
         status::ledger_health,
         status::diagnostics,
+        rules::list,
         health::overview,
         health::live,
         health::ready,
@@ -146,6 +151,7 @@ pub(crate) fn api_router(app: App, key: auth::ApiKey) -> Router {
         .route("/v1/ledger/metrics", get(status::metrics))
         .route("/v1/ledger/health", get(status::ledger_health))
         .route("/v1/ledger/diagnostics", get(status::diagnostics))
+        .route("/api/v1/rules", get(rules::list))
         .merge(SwaggerUi::new("/docs").url("/openapi.json", Description::openapi()))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -169,6 +175,8 @@ pub(crate) fn admin_router(app: App, key: auth::ApiKey) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(admin::metrics))
         .route("/admin/drain", post(admin::drain).get(admin::drain_state).delete(admin::cancel_drain))
+        .route("/rules", get(rules::loaded))
+        .route("/rules/{namespace}/{name}", put(rules::put).delete(rules::delete))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(key, require_key));

@@ -260,6 +260,8 @@ pub(crate) struct Config {
     /// Where requests are kept while the database is away: `spool.path` or `--spool`, at most `spool.maxBytes` (default:
     /// 900Mi), if `spool.persistent` says that the volume outlives the pod. Default: nowhere.
     pub(crate) spool: Option<SpoolConfig>,
+    /// Where delivered rules are kept: a folder beside the spool's files, if that volume outlives the pod. Default: nowhere.
+    pub(crate) rules: Option<PathBuf>,
     /// Log level. Default: info.
     pub(crate) log_level: LevelFilter,
     /// What signs the log. Default: nothing.
@@ -403,6 +405,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         )?,
         writers,
         archive: archive(retention)?,
+        rules: rules_folder(&spool),
         spool: spool_of(spool, encryption.as_deref())?,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
         signing_key,
@@ -424,6 +427,11 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     }
     check_exposure(&config)?;
     Ok(config)
+}
+
+/// Rules hold nothing that would have to be encrypted, so they are kept where the spool itself may not be used.
+fn rules_folder(SpoolSection { path, max_bytes: _, persistent }: &SpoolSection) -> Option<PathBuf> {
+    path.as_ref().filter(|_| *persistent == Some(true)).map(|path| path.join("rules"))
 }
 
 /// A request acknowledged from a volume that goes with the pod would be lost with it: such a volume is never used.

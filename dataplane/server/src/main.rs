@@ -10,6 +10,7 @@ mod config;
 mod lifecycle;
 mod problem;
 mod process;
+mod ready;
 mod serve;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use certeus_ledger::{Ledger, LogConfig, QueueConfig, SigningKeys};
+use certeus_monitor::rules::Store as RuleStore;
 use clap::Parser;
 use prometheus::{IntGauge, Registry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,10 +66,13 @@ struct Args {
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
+    /// Ask the pod that runs here with the same configuration whether it is ready, and exit: 0 if it is, else 1.
+    #[arg(long, conflicts_with = "check_config")]
+    check_ready: bool,
 }
 
 fn main() -> ExitCode {
-    let Args { config, spool, check_config } = Args::parse();
+    let Args { config, spool, check_config, check_ready } = Args::parse();
     let config = match Config::load(config.as_deref(), spool, |name| std::env::var_os(name)) {
         Ok(config) => config,
         Err(error) => {
@@ -78,6 +83,15 @@ fn main() -> ExitCode {
     if check_config {
         println!("the configuration is valid");
         return ExitCode::SUCCESS;
+    }
+    if check_ready {
+        return match ready::check(config.admin) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
+                ExitCode::FAILURE
+            }
+        };
     }
     let keys = match config.signing_key.load() {
         Ok(keys) => keys,
@@ -122,6 +136,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         writers,
         archive,
         spool,
+        rules,
         log_level: _,
         api_keys,
         encryption,
@@ -166,6 +181,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
     let admin_socket = serve::bind(Listen::Address(admin), api_keys.is_some())?;
     let (api_address, admin_address) = (api_socket.local_addr()?, admin_socket.local_addr()?);
     let (ledger, tasks) = Ledger::start(ledger_config, &registry)?;
+    let rules = RuleStore::open(rules, &registry)?;
     let lifecycle = Lifecycle::new();
     let draining = IntGauge::new("certeus_draining", "Whether the pod is draining (1) or not (0).")?;
     registry.register(Box::new(draining.clone()))?;
@@ -180,6 +196,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
         body_bytes_max: BODY_BYTES_MAX.min(queue_bytes),
         pool_size,
         proofs,
+        rules,
     });
     let key = ApiKey::new(api_keys.as_ref());
     let mut servers = tokio::task::JoinSet::new();

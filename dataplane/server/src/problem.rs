@@ -12,6 +12,7 @@ use certeus_ledger::{
     AppendError, Class, CommitError, EraseError, Erasure, LogError, PublicationError, ReadError, Refusal,
     SpoolError, bundle,
 };
+use certeus_monitor::rules::Error as RulesError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -79,6 +80,14 @@ pub(crate) enum Code {
     NotProven,
     /// The bundle's name belongs to another one.
     RidReused,
+    /// Not rules, or not of the form they must have.
+    InvalidRules,
+    /// A newer generation of the rules is loaded.
+    StaleGeneration,
+    /// There is no room for further rules.
+    RulesFull,
+    /// The pod's volume does not take the rules.
+    RulesNotWritten,
     /// A defect.
     Internal,
 }
@@ -114,13 +123,19 @@ impl Code {
             Self::InvalidBundle => "invalid-bundle",
             Self::NotProven => "not-proven",
             Self::RidReused => "rid-reused",
+            Self::InvalidRules => "invalid-rules",
+            Self::StaleGeneration => "stale-generation",
+            Self::RulesFull => "rules-full",
+            Self::RulesNotWritten => "rules-not-written",
             Self::Internal => "internal",
         }
     }
 
     fn status(self) -> StatusCode {
         match self {
-            Self::InvalidRequest | Self::InvalidEvent | Self::InvalidBundle => StatusCode::BAD_REQUEST,
+            Self::InvalidRequest | Self::InvalidEvent | Self::InvalidBundle | Self::InvalidRules => {
+                StatusCode::BAD_REQUEST
+            }
             Self::NotProven => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -134,10 +149,13 @@ impl Code {
             Self::IdempotencyKeyReused | Self::SequenceReused | Self::SequenceGap | Self::SequenceOverlap => {
                 StatusCode::CONFLICT
             }
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable | Self::Draining | Self::OutcomeUnknown | Self::LogRefused => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::StaleGeneration => StatusCode::CONFLICT,
+            Self::Overloaded | Self::RulesFull => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unavailable
+            | Self::Draining
+            | Self::OutcomeUnknown
+            | Self::LogRefused
+            | Self::RulesNotWritten => StatusCode::SERVICE_UNAVAILABLE,
             Self::SealingOff => StatusCode::NOT_IMPLEMENTED,
             Self::NotSealed | Self::RidReused => StatusCode::CONFLICT,
             Self::Corrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -176,6 +194,10 @@ impl Code {
             Self::InvalidBundle => "Not a bundle of this log, or an altered one",
             Self::NotProven => "Something that must be proven is not",
             Self::RidReused => "The bundle's name belongs to another bundle",
+            Self::InvalidRules => "The rules do not have the form they must have",
+            Self::StaleGeneration => "A newer generation of these rules is loaded; nothing was changed",
+            Self::RulesFull => "There is no room for further rules; nothing was changed",
+            Self::RulesNotWritten => "The pod's volume does not take the rules; nothing was changed",
             Self::Internal => "Internal error",
         }
     }
@@ -189,7 +211,7 @@ impl Code {
             | Self::OutcomeUnknown
             | Self::NotSealed => Some("1"),
             // A human has to look first.
-            Self::LogRefused => Some("30"),
+            Self::LogRefused | Self::RulesFull | Self::RulesNotWritten => Some("30"),
             Self::InvalidRequest
             | Self::InvalidEvent
             | Self::UnsupportedMediaType
@@ -212,6 +234,8 @@ impl Code {
             | Self::InvalidBundle
             | Self::NotProven
             | Self::RidReused
+            | Self::InvalidRules
+            | Self::StaleGeneration
             | Self::Internal => None,
         }
     }
@@ -435,6 +459,20 @@ impl From<EraseError> for Error {
                 Self::new(Code::OutcomeUnknown, detail)
             }
         }
+    }
+}
+
+impl From<RulesError> for Error {
+    fn from(error: RulesError) -> Self {
+        let code = match &error {
+            RulesError::Stale { .. } => Code::StaleGeneration,
+            RulesError::TooMany | RulesError::TooLarge => Code::RulesFull,
+            RulesError::Write(source) => {
+                tracing::error!(reason = %error, source = %source, "rules were not changed");
+                Code::RulesNotWritten
+            }
+        };
+        Self::new(code, error.to_string())
     }
 }
 

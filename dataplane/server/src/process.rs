@@ -46,6 +46,8 @@ struct Last {
 #[derive(Debug)]
 pub(crate) struct Process {
     cpu_seconds: Counter,
+    /// When that was read. Whoever computes a rate from two pages need not guess how long each of them was under way.
+    uptime_seconds: Gauge,
     resident: IntGauge,
     started: Instant,
     last: Mutex<Last>,
@@ -59,17 +61,23 @@ impl Process {
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let cpu_seconds =
             Counter::new("certeus_process_cpu_seconds_total", "CPU time used by this process.")?;
+        let uptime_seconds = Gauge::new(
+            "certeus_process_uptime_seconds",
+            "Time since the start of this process, at which its use of CPU and memory was read.",
+        )?;
         let resident =
             IntGauge::new("certeus_process_resident_memory_bytes", "Resident memory of this process.")?;
         let start =
             Gauge::new("certeus_process_start_time_seconds", "Start of this process since the Unix epoch.")?;
         registry.register(Box::new(cpu_seconds.clone()))?;
+        registry.register(Box::new(uptime_seconds.clone()))?;
         registry.register(Box::new(resident.clone()))?;
         registry.register(Box::new(start.clone()))?;
         start.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         let now = Instant::now();
         Ok(Self {
             cpu_seconds,
+            uptime_seconds,
             resident,
             started: now,
             last: Mutex::new(Last { counted: Duration::ZERO, since: now, cpu: Duration::ZERO, share: 0.0 }),
@@ -80,6 +88,7 @@ impl Process {
     pub(crate) fn update(&self) -> Option<Usage> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let usage = usage()?;
+        self.uptime_seconds.set(self.uptime().as_secs_f64());
         self.cpu_seconds.inc_by(usage.cpu.saturating_sub(last.counted).as_secs_f64());
         last.counted = last.counted.max(usage.cpu);
         self.resident.set(i64::try_from(usage.resident_bytes).unwrap_or(i64::MAX));

@@ -5,6 +5,8 @@
 mod archive;
 #[path = "cases/erasure.rs"]
 mod erasure;
+#[path = "cases/rules.rs"]
+mod rules;
 #[path = "cases/spool.rs"]
 mod spool;
 mod support;

@@ -17,6 +17,8 @@ pub struct MetricsSample {
     pub at: Duration,
     /// `certeus_process_start_time_seconds`: tells one process from the next.
     pub process_start: Reading,
+    /// `certeus_process_uptime_seconds`: when the process read its use of CPU.
+    pub uptime_seconds: Reading,
     /// `certeus_process_cpu_seconds_total`.
     pub cpu_seconds: Reading,
     /// `certeus_ledger_queue_events`.
@@ -61,6 +63,7 @@ pub fn parse(at: Duration, page: &str) -> MetricsSample {
     MetricsSample {
         at,
         process_start: get("certeus_process_start_time_seconds"),
+        uptime_seconds: get("certeus_process_uptime_seconds"),
         cpu_seconds: get("certeus_process_cpu_seconds_total"),
         queue_events: get("certeus_ledger_queue_events"),
         queue_events_max: get("certeus_ledger_queue_events_max"),

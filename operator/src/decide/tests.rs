@@ -65,6 +65,16 @@ fn cpu_is_the_rate_between_two_scrapes_over_the_request() {
 }
 
 #[test]
+fn a_page_that_came_late_is_no_load() {
+    let with = |uptime: f64, cpu| format!("certeus_process_uptime_seconds {uptime}\n{}", page(cpu, 0));
+    // 0.08 s of work in a second of the pod's own time, though two seconds lie between the replies.
+    let late = pod("demo-0", &with(100.0, 10.0), &with(101.0, 10.08));
+    assert!((observe_one(&late).cpu.unwrap().utilization - 0.8).abs() < 1e-9);
+    let same = pod("demo-0", &with(100.0, 10.0), &with(100.0, 10.0));
+    assert_eq!(observe_one(&same).cpu, Err(MissingReason::TooFewScrapes));
+}
+
+#[test]
 fn commits_are_counted_between_two_scrapes() {
     let after = page(10.5, 0).replace("count 200", "count 250");
     let downstream = observe_one(&pod("demo-0", &page(10.0, 0), &after)).downstream.unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use certeus_crds::{AlertRule, FieldError, LedgerCluster, LedgerClusterStatus};
 use certeus_operator::build::{self, Inputs};
 use certeus_operator::manifest::{self, ManifestError, Object};
+use certeus_operator::rules;
 use certeus_operator::validate::{self, DatabaseSource};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -22,7 +23,7 @@ pub(crate) enum Error {
     #[error("{}", list(.0))]
     Manifests(Vec<ManifestError>),
     #[error("{}:{line}: {}", file.display(), list(problems))]
-    Cluster { file: PathBuf, line: u64, problems: Vec<FieldError> },
+    Object { file: PathBuf, line: u64, problems: Vec<FieldError> },
     #[error("{}: {} LedgerClusters were found, and one instance runs exactly one", folder.display(), count)]
     Count { folder: PathBuf, count: usize },
     #[error(
@@ -59,7 +60,11 @@ impl Cluster {
         for found in read_all(folder)? {
             match found.object {
                 Object::LedgerCluster(cluster) => clusters.push((found.file, found.line, *cluster)),
-                Object::AlertRule(rule) => alert_rules.push(*rule),
+                Object::AlertRule(rule) => {
+                    let (file, line) = (found.file, found.line);
+                    rules::validate(&rule).map_err(|problems| Error::Object { file, line, problems })?;
+                    alert_rules.push(*rule);
+                }
                 Object::Secret(secret) => secrets.push(*secret),
             }
         }
@@ -68,13 +73,13 @@ impl Cluster {
             return Err(Error::Count { folder: folder.to_owned(), count });
         };
         let now = Timestamp::now();
-        let rules = alert_rules.iter_mut().map(|rule: &mut AlertRule| &mut rule.metadata);
-        for metadata in rules.chain([&mut resource.metadata]) {
+        let of_rules = alert_rules.iter_mut().map(|rule: &mut AlertRule| &mut rule.metadata);
+        for metadata in of_rules.chain([&mut resource.metadata]) {
             metadata.generation = Some(1);
             metadata.creation_timestamp = Some(Time(now));
         }
         let checked =
-            validate::validate(&resource).map_err(|problems| Error::Cluster { file, line, problems })?;
+            validate::validate(&resource).map_err(|problems| Error::Object { file, line, problems })?;
         // The number of pods is no part of what a pod is.
         let built = build::build(&checked, &Inputs::default());
         let generated = build::generated_secrets(&checked);
@@ -202,6 +207,25 @@ mod tests {
         assert!(matches!(load(""), Err(Error::Count { count: 0, .. })));
         let two = format!("{one}---\n{}", one.replace("demo", "other"));
         assert!(matches!(load(&two), Err(Error::Count { count: 2, .. })));
+    }
+
+    #[test]
+    fn rules_with_a_mistake_are_refused_with_their_place() {
+        let with = |expr: &str| {
+            load(&format!(
+                "{CLUSTER}spec: {{ database: {{ embedded: true }} }}\n---\n\napiVersion: certeus.io/v1alpha1\nkind: AlertRule\n\
+                 metadata: {{ name: rules }}\nspec:\n  clusterRef: {{ name: demo }}\n  groups:\n  - name: g\n    rules:\n    \
+                 - {{ alert: Down, expr: '{expr}' }}\n"
+            ))
+        };
+        assert_eq!(with("up == 0").ok().unwrap().alert_rules.len(), 1);
+        let told = with("up ==").err().unwrap().to_string();
+        assert!(
+            told.contains(
+                "cluster.yaml:7: spec.groups[0].rules[0].expr: group \"g\", alert \"Down\": is not PromQL"
+            ),
+            "{told}"
+        );
     }
 
     #[test]

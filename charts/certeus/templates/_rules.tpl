@@ -1,0 +1,47 @@
+{{/* What the operator may do in a namespace that it watches; the same for one and for all of them. */}}
+{{- define "certeus.rules" -}}
+# The user's objects: their specification is never written, but rules carry a finalizer.
+- apiGroups: [certeus.io]
+  resources: [ledgerclusters]
+  verbs: [get, list, watch]
+- apiGroups: [certeus.io]
+  resources: [alertrules]
+  verbs: [get, list, watch, patch]
+- apiGroups: [certeus.io]
+  resources: [ledgerclusters/status, alertrules/status]
+  verbs: [patch]
+# To name a LedgerCluster as an owner whose deletion waits.
+- apiGroups: [certeus.io]
+  resources: [ledgerclusters/finalizers]
+  verbs: [update]
+# What runs a ledger: applied, watched for drift, removed when no longer wanted.
+- apiGroups: [""]
+  resources: [configmaps, services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [servicemonitors]
+  verbs: [get, list, watch, create, patch, delete]
+# Keys and passwords: read by name, noticed when they change, made once, never overwritten and never deleted.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create]
+# What is only looked at: pods and their addresses, autoscalers that want the same StatefulSet.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list, watch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}

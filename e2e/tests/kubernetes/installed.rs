@@ -1,0 +1,159 @@
+//! A namespace with all that a ledger needs: definitions, the operator's rights, a PostgreSQL, and a kubelet for the pods.
+
+use std::time::Duration;
+
+use certeus_crds::LedgerCluster;
+use certeus_e2e::cluster::guard::Guard;
+use certeus_e2e::cluster::kubelet::Kubelet;
+use certeus_e2e::cluster::operator::{Operator, install};
+use certeus_e2e::cluster::space::Space;
+use certeus_e2e::postgres::{Postgres, Sql};
+use certeus_e2e::programs;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+/// For what takes some reconciles and no pods.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// For what needs pods to start or drain, on a machine that does much else.
+pub(crate) const IN_TIME: Duration = Duration::from_secs(120);
+
+/// For twenty pods.
+const CONNECTIONS: &[(&str, &str)] = &[("max_connections", "120")];
+
+pub(crate) struct Installed {
+    // Described, when a test fails, before the pods are gone.
+    pub(crate) space: Space,
+    pub(crate) kubelet: Kubelet,
+    pub(crate) postgres: Postgres,
+    token: String,
+}
+
+impl Installed {
+    /// With fronts before the pods' admin ports when `fronted`.
+    pub(crate) fn new(prefix: &str, fronted: bool) -> Self {
+        let space = Space::with_definitions(prefix).unwrap();
+        let token = install(&space).unwrap();
+        let postgres = Postgres::start(&space.dir().join("postgres"), space.dir(), CONNECTIONS, &[]).unwrap();
+        Guard::get().unwrap().note(postgres.process_id()).unwrap();
+        let programs = [("certeus-dataplane", programs::dataplane().unwrap())];
+        let kubelet = Kubelet::start(&space, &programs, fronted).unwrap();
+        Self { space, kubelet, postgres, token }
+    }
+
+    pub(crate) fn database_url(&self, name: &str) -> String {
+        self.postgres.url_through(self.postgres.address(), name)
+    }
+
+    pub(crate) fn sql(&self, name: &str) -> Sql {
+        self.postgres.connect(name).unwrap()
+    }
+
+    /// Makes a cluster's database and the Secret with its URL.
+    pub(crate) fn prepare(&self, name: &str) {
+        self.sql("postgres").batch(&format!("CREATE DATABASE {name}")).unwrap();
+        self.space.put_secret(&secret_of(name), &[("url", &self.database_url(name))]).unwrap();
+    }
+
+    pub(crate) fn operator(&self) -> Operator {
+        Operator::start(&self.space, &programs::operator().unwrap(), &self.token).unwrap()
+    }
+
+    /// Makes a LedgerCluster on a database of its own, with further lines of its `spec`.
+    pub(crate) fn create(&self, name: &str, more: &str) {
+        self.prepare(name);
+        self.apply(name, more);
+    }
+
+    /// Changes its `spec` to this.
+    pub(crate) fn apply(&self, name: &str, more: &str) {
+        self.space.apply(&manifest(name, more)).unwrap();
+    }
+
+    /// As a script of a user would wait.
+    pub(crate) fn wait_until_ready(&self, name: &str) {
+        let cluster = format!("lc/{name}");
+        self.space.kubectl(&["wait", "--for=condition=Ready", &cluster, "--timeout=120s"]).unwrap();
+    }
+
+    /// Waits until so many pods are ready, and no others are there.
+    pub(crate) fn wait_for_pods(&self, name: &str, count: usize) {
+        let labels = pods_of(name);
+        let settled = || {
+            let pods = self.space.list::<Pod>(&labels).unwrap();
+            pods.len() == count && pods.iter().all(is_ready)
+        };
+        self.wait(&format!("{count} ready pods"), IN_TIME, settled);
+    }
+
+    /// Waits until something is so.
+    #[track_caller]
+    pub(crate) fn wait(&self, what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+        let deadline = std::time::Instant::now() + limit;
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "{what} took longer than {} s", limit.as_secs());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits for a condition of a cluster; gives its reason and message.
+    pub(crate) fn wait_for_condition(&self, name: &str, kind: &str, status: &str) -> (String, String) {
+        let find = |cluster: &LedgerCluster| {
+            let conditions = cluster.status.as_ref()?.conditions.clone();
+            conditions.into_iter().find(|condition| condition.type_ == kind && condition.status == status)
+        };
+        let what = format!("{kind}={status} of {name}");
+        let is_so = |cluster: Option<&LedgerCluster>| cluster.and_then(find).is_some();
+        let cluster = self.space.wait(&what, name, IN_TIME, is_so).unwrap();
+        let condition = cluster.as_ref().and_then(find).unwrap();
+        (condition.reason, condition.message)
+    }
+
+    /// Name and unique id of each pod.
+    pub(crate) fn pods(&self, name: &str) -> Vec<(String, String)> {
+        let pods = self.space.list::<Pod>(&pods_of(name)).unwrap();
+        pods.iter().map(|pod| (pod.name_any(), pod.uid().unwrap())).collect()
+    }
+
+    /// Everything that the operator has made, as `kind/name`.
+    pub(crate) fn owned(&self) -> Vec<String> {
+        let kinds =
+            "statefulsets,configmaps,services,poddisruptionbudgets,networkpolicies,serviceaccounts,secrets";
+        let mine = ["-l", "app.kubernetes.io/managed-by=certeus-operator", "-o", "name"];
+        let text = self.space.kubectl(&[&["get", kinds][..], &mine].concat()).unwrap();
+        text.lines().map(ToOwned::to_owned).collect()
+    }
+}
+
+fn manifest(name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: certeus.io/v1alpha1\nkind: LedgerCluster\nmetadata: {{name: {name}}}\nspec:\n  \
+         database: {{secretRef: {{name: {}, key: url}}, connectionBudget: 80}}\n{more}",
+        secret_of(name)
+    )
+}
+
+pub(crate) fn secret_of(name: &str) -> String {
+    format!("postgres-{name}")
+}
+
+/// So many pods, whatever the load.
+pub(crate) fn fixed(replicas: u32) -> String {
+    format!("  autoscaling: {{enabled: false}}\n  replicas: {replicas}\n")
+}
+
+pub(crate) fn pods_of(name: &str) -> String {
+    format!("app.kubernetes.io/name=certeus-dataplane,app.kubernetes.io/instance={name}")
+}
+
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// What an operator wrote, leases and Events excepted: those are signs of life.
+pub(crate) fn writes(operator: &Operator) -> Vec<String> {
+    let seen = operator.front().seen().into_iter();
+    let of_objects = seen
+        .filter(|seen| seen.is_write() && !seen.path.contains("/leases") && !seen.path.contains("/events"));
+    of_objects.map(|seen| format!("{} {}", seen.method, seen.path)).collect()
+}

@@ -1,0 +1,277 @@
+//! The loop that turns what is seen into reconciles: everything that can wake it is in [`Controller::run`].
+//!
+//! Owns what is known of the world, the queue, and the record of each cluster; a reconcile borrows its cluster's record and gives
+//! it back, so there are no locks. Reconciles run as tasks, at most [`RECONCILES_MAX`] at a time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use rand::RngExt;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::Scope;
+use super::clock;
+use super::error::{Class, Error};
+use super::phases::{Context, Record, reconcile};
+use super::pods::ObjectKey;
+use super::queue::{Queue, Wake};
+use super::telemetry::{Health, Source};
+use super::watch::{self as watches, Change};
+use super::world::{Effect, World};
+
+/// Each is a few requests in turn, and the API server deals with these many writers without queueing.
+const RECONCILES_MAX: usize = 8;
+/// Changes on their way from the watches; behind it they wait.
+const CHANGES_MAX: usize = 1024;
+/// An edit is often followed by another one, and pods should be replaced once for both.
+const EDIT_DELAY: Duration = Duration::from_millis(300);
+/// Secrets are often written one after the other.
+const SECRET_DELAY: Duration = Duration::from_secs(2);
+/// Many pods change at once.
+const AROUND_DELAY: Duration = Duration::from_millis(50);
+/// A cluster is looked at this often though nothing happened, and its Secrets are read again.
+const RESYNC: Duration = Duration::from_secs(600);
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// On the way out, for reconciles that run.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Clusters whose scalers have something new, from any task.
+#[derive(Default)]
+struct Woken {
+    /// Guards the set alone, never held while waiting. No larger than there are clusters.
+    keys: Mutex<BTreeSet<ObjectKey>>,
+    notify: Notify,
+}
+
+impl Woken {
+    fn wake(&self, key: &ObjectKey) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<ObjectKey> {
+        std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The result of one reconcile, with the record that it had borrowed.
+struct Finished {
+    key: ObjectKey,
+    record: Box<Record>,
+    result: Result<(), Error>,
+    took: Duration,
+}
+
+pub(crate) struct Controller {
+    context: Arc<Context>,
+    scope: Scope,
+    health: Arc<Health>,
+    world: World,
+    queue: Queue<ObjectKey>,
+    /// Without those that a reconcile has borrowed.
+    records: HashMap<ObjectKey, Box<Record>>,
+    /// Borrowed records that are out of date: of clusters that are gone, or were made anew.
+    stale: BTreeSet<ObjectKey>,
+    /// Borrowed records whose Secrets changed meanwhile.
+    secrets_changed: BTreeSet<ObjectKey>,
+    referred: BTreeMap<ObjectKey, BTreeSet<String>>,
+    woken: Arc<Woken>,
+    running: JoinSet<Finished>,
+}
+
+impl Controller {
+    pub(crate) fn new(context: Arc<Context>, scope: Scope, health: Arc<Health>) -> Self {
+        Self {
+            context,
+            scope,
+            health,
+            world: World::default(),
+            queue: Queue::new(),
+            records: HashMap::new(),
+            stale: BTreeSet::new(),
+            secrets_changed: BTreeSet::new(),
+            referred: BTreeMap::new(),
+            woken: Arc::default(),
+            running: JoinSet::new(),
+        }
+    }
+
+    /// Runs until `stop`. `synced` is called once all first lists are there and reconciles begin.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>, synced: impl FnOnce()) {
+        let (sender, mut changes) = mpsc::channel(CHANGES_MAX);
+        let Context { client, metrics, .. } = &*self.context;
+        let watches::Watches { tasks: mut watching, mut lists } =
+            watches::start(client, &self.scope, sender.clone(), metrics, &self.health);
+        let mut monitors = JoinSet::new();
+        let mut discovery = JoinSet::new();
+        discovery.spawn(super::discovery::watch_service_monitors(client.clone(), sender.clone()));
+        let mut synced = Some(synced);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        loop {
+            if lists == 0 {
+                if let Some(synced) = synced.take() {
+                    synced();
+                }
+                self.hand_out();
+            }
+            let due = self.queue.next_due().filter(|_| lists == 0 && self.running.len() < RECONCILES_MAX);
+            let wait = due.map(|due| due.saturating_sub(clock::now()));
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some(finished) = self.running.join_next_with_id() => match finished {
+                    Ok((_, finished)) => self.finished(finished),
+                    // Panics are caught within the task.
+                    Err(error) => tracing::error!(%error, "a reconcile was lost"),
+                },
+                Some(change) = changes.recv() => match change {
+                    Change::Synced => lists = lists.saturating_sub(1),
+                    Change::ServiceMonitors(true) if monitors.is_empty() => {
+                        let Context { client, metrics, .. } = &*self.context;
+                        monitors = watches::start_service_monitors(client, &self.scope, &sender, metrics, &self.health);
+                        self.change(Change::ServiceMonitors(true));
+                    }
+                    change => self.change(change),
+                },
+                // They never end by themselves. Blind, the operator must not go on.
+                Some(_) = watching.join_next() => {
+                    tracing::error!("a watch ended");
+                    break;
+                }
+                () = self.woken.notify.notified() => {
+                    for key in self.woken.take() {
+                        self.queue.wake(&key, Wake::Seen, clock::now());
+                    }
+                }
+                () = tokio::time::sleep(wait.unwrap_or(HEARTBEAT)) => {}
+                _ = heartbeat.tick() => self.beat(),
+            }
+        }
+        self.health.forget(Source::Controller);
+        let finish = async { while self.running.join_next().await.is_some() {} };
+        if tokio::time::timeout(FINISH_TIMEOUT, finish).await.is_err() {
+            tracing::warn!("reconciles were cut off; the next operator goes on with them");
+        }
+    }
+
+    fn beat(&self) {
+        let now = clock::now();
+        self.health.progress(Source::Controller, now);
+        let metrics = &self.context.metrics;
+        metrics.queue_objects.set(i64::try_from(self.queue.depth(now)).unwrap_or(i64::MAX));
+        metrics.clusters.set(i64::try_from(self.world.clusters()).unwrap_or(i64::MAX));
+    }
+
+    fn change(&mut self, change: Change) {
+        let now = clock::now();
+        for (key, effect) in self.world.apply(change) {
+            match effect {
+                Effect::Appeared => {
+                    self.forget(&key);
+                    self.queue.wake(&key, Wake::Changed, now);
+                }
+                Effect::Changed => self.queue.wake(&key, Wake::Changed, now + EDIT_DELAY),
+                Effect::Around => self.queue.wake(&key, Wake::Seen, now + AROUND_DELAY),
+                Effect::Secret => {
+                    match self.records.get_mut(&key) {
+                        Some(record) => record.forget_secrets(),
+                        None => {
+                            self.secrets_changed.insert(key.clone());
+                        }
+                    }
+                    // What was missing may be there now.
+                    self.queue.wake(&key, Wake::Changed, now + SECRET_DELAY);
+                }
+                Effect::Gone => {
+                    self.forget(&key);
+                    self.queue.forget(&key);
+                    self.context.pods.set(&key, None);
+                    self.referred.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Nothing that is remembered of this cluster counts any more.
+    fn forget(&mut self, key: &ObjectKey) {
+        if self.records.remove(key).is_none() && self.queue.is_running(key) {
+            self.stale.insert(key.clone());
+        }
+    }
+
+    fn hand_out(&mut self) {
+        let now = clock::now();
+        while self.running.len() < RECONCILES_MAX
+            && let Some(key) = self.queue.next(now)
+        {
+            let Some(snapshot) = self.world.snapshot(&key) else {
+                // Something around a cluster that does not exist, or not any more.
+                self.queue.forget(&key);
+                continue;
+            };
+            let mut record = self.records.remove(&key).unwrap_or_default();
+            let context = Arc::clone(&self.context);
+            let wake: Arc<dyn Fn() + Send + Sync> = {
+                let (woken, key) = (Arc::clone(&self.woken), key.clone());
+                Arc::new(move || woken.wake(&key))
+            };
+            self.running.spawn(async move {
+                let started = clock::now();
+                let run = reconcile(&context, &key, &mut record, snapshot, wake);
+                let result = std::panic::AssertUnwindSafe(run).catch_unwind().await;
+                let took = clock::now().saturating_sub(started);
+                match result {
+                    Ok(result) => Finished { key, record, result, took },
+                    // Half a record is worse than none.
+                    Err(_panic) => {
+                        Finished { key, record: Box::default(), result: Err(Error::Panicked), took }
+                    }
+                }
+            });
+        }
+    }
+
+    fn finished(&mut self, finished: Finished) {
+        let Finished { key, mut record, result, took } = finished;
+        let metrics = &self.context.metrics;
+        metrics.reconcile_seconds.observe(took.as_secs_f64());
+        let label = result.as_ref().err().map_or("ok", |error| error.class().label());
+        metrics.reconciles.with_label_values(&[label]).inc();
+        if !self.stale.remove(&key) {
+            if self.secrets_changed.remove(&key) {
+                record.forget_secrets();
+            }
+            let secrets = record.secrets();
+            if self.referred.get(&key) != Some(&secrets) {
+                self.world.refer(&key, &secrets);
+                self.referred.insert(key.clone(), secrets);
+            }
+            self.records.insert(key.clone(), record);
+        }
+        let (now, random) = (clock::now(), rand::rng().random::<f64>());
+        match result {
+            Ok(()) => self.queue.succeeded(&key, Some(now + RESYNC.mul_f64(0.9 + random / 5.0))),
+            Err(error) => {
+                let class = error.class();
+                match class {
+                    Class::Fatal => tracing::error!(
+                        cluster.namespace = %key.namespace, cluster.name = %key.name, error.class = class.label(),
+                        error.reason = error.reason(), error = error.message(), "reconcile failed"
+                    ),
+                    Class::Conflict => tracing::debug!(
+                        cluster.namespace = %key.namespace, cluster.name = %key.name, error.class = class.label(),
+                        error.reason = error.reason(), error = error.message(), "reconcile failed"
+                    ),
+                    Class::Invalid | Class::Transient | Class::Forbidden | Class::Missing => tracing::warn!(
+                        cluster.namespace = %key.namespace, cluster.name = %key.name, error.class = class.label(),
+                        error.reason = error.reason(), error = error.message(), "reconcile failed"
+                    ),
+                }
+                self.queue.failed(&key, now, |failures| class.retry(failures, random));
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Which kinds the API server knows. Every account may ask that, so no permission is needed.
+
+use std::time::Duration;
+
+use certeus_crds::{GROUP, VERSION};
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+
+use super::clock;
+use super::telemetry::{Health, Source};
+use super::watch::Change;
+
+/// A kind that is added or removed is noticed within this time.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// While the operator cannot work without them.
+const MISSING_INTERVAL: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Everything the operator reconciles.
+const KINDS: [&str; 2] = ["LedgerCluster", "AlertRule"];
+
+/// Waits until the API server knows our kinds; false if `stop` came first.
+pub(crate) async fn wait_for_kinds(
+    client: &Client,
+    health: &Health,
+    stop: &mut watch::Receiver<bool>,
+) -> bool {
+    let mut told = String::new();
+    loop {
+        let why = match kinds(client, &format!("{GROUP}/{VERSION}")).await {
+            Ok(kinds) => {
+                let missing: Vec<&str> =
+                    KINDS.into_iter().filter(|kind| !kinds.iter().any(|known| known == kind)).collect();
+                if missing.is_empty() {
+                    return true;
+                }
+                format!(
+                    "the API server does not know {} of {GROUP}/{VERSION}; install the definitions: \
+                     certeus-operator crd | kubectl apply --server-side -f -",
+                    missing.join(" and ")
+                )
+            }
+            Err(error) => format!("the API server cannot be asked for its kinds: {error}"),
+        };
+        if why != told {
+            tracing::warn!(reason = why, "waiting");
+            told.clone_from(&why);
+        }
+        health.progress(Source::Controller, clock::now());
+        health.wait_for(Some(why));
+        tokio::select! {
+            () = tokio::time::sleep(MISSING_INTERVAL) => {}
+            _ = stop.wait_for(|stop| *stop) => return false,
+        }
+    }
+}
+
+/// Tells, now and whenever it changes, whether there are ServiceMonitors.
+pub(crate) async fn watch_service_monitors(client: Client, changes: mpsc::Sender<Change>) {
+    let resource = certeus_operator::build::service_monitor_resource();
+    loop {
+        // An error says nothing either way.
+        if let Ok(kinds) = kinds(&client, &resource.api_version).await
+            && changes.send(Change::ServiceMonitors(kinds.contains(&resource.kind))).await.is_err()
+        {
+            return;
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// The kinds of a group and version; none if it is not served.
+async fn kinds(client: &Client, group_version: &str) -> Result<Vec<String>, String> {
+    match tokio::time::timeout(TIMEOUT, client.list_api_group_resources(group_version)).await {
+        Ok(Ok(list)) => Ok(list.resources.into_iter().map(|resource| resource.kind).collect()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
+        Ok(Err(error)) => Err(crate::local::chain(&error)),
+        Err(_elapsed) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+    }
+}

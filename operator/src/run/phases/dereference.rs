@@ -1,0 +1,192 @@
+//! Reads the Secrets that a cluster refers to, and makes those that are to be made once.
+//!
+//! Values live for the length of one call: a keyed hash of them is kept, and the API key of the pods, which the operator needs
+//! to scrape and drain them. Nothing of a value is ever logged, shown or put into an error.
+//!
+//! A generated Secret is created, never overwritten, and has no owner: a log goes on under its own signing key alone, so deleting
+//! a LedgerCluster must not take the key along in silence. Whoever makes the cluster anew under the same name gets the same key.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use certeus_operator::build::{self, GeneratedSecret, SecretUse};
+use certeus_operator::validate::Cluster;
+use certeus_tlog::note::SignerKey;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::PostParams;
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use super::{Context, Record};
+use crate::run::error::Error;
+use crate::run::pods::ApiKey;
+
+/// Variables of the pods, as the library names them.
+const API_KEY: &str = "CERTEUS_API_KEY";
+const SIGNING_KEY: &str = "CERTEUS_SIGNING_KEY";
+
+/// What is kept of a cluster's Secrets.
+#[derive(Clone, Debug)]
+pub(crate) struct Secrets {
+    /// Changes with any of the values.
+    pub(crate) hash: Option<String>,
+    pub(crate) api_key: Option<ApiKey>,
+    /// Public halves of the signing keys.
+    pub(crate) verifier_keys: Vec<String>,
+    /// What of the specification this was read for.
+    uses: Vec<SecretUse>,
+}
+
+/// The names of all Secrets that `cluster` refers to.
+pub(crate) fn names(cluster: &Cluster) -> BTreeSet<String> {
+    build::secret_uses(cluster).into_iter().map(|used| used.reference.name).collect()
+}
+
+/// The cluster's Secrets as last read, or read now.
+pub(crate) async fn secrets(
+    context: &Context,
+    cluster: &Cluster,
+    record: &mut Record,
+) -> Result<Secrets, Error> {
+    let uses = build::secret_uses(cluster);
+    if let Some(secrets) = &record.secrets
+        && secrets.uses == uses
+    {
+        return Ok(secrets.clone());
+    }
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace);
+    let may_create = !cluster.paused && !cluster.dry_run;
+    let mut read: BTreeMap<String, Secret> = BTreeMap::new();
+    for generated in build::generated_secrets(cluster) {
+        let name = generated.name().to_owned();
+        let secret = match get(&api, &name).await? {
+            Some(secret) => secret,
+            None if may_create => create(context, &api, cluster, &generated).await?,
+            None => return Err(Error::SecretMissing { name }),
+        };
+        read.insert(name, secret);
+    }
+    for used in &uses {
+        let name = &used.reference.name;
+        if !read.contains_key(name) {
+            let secret = get(&api, name).await?.ok_or_else(|| Error::SecretMissing { name: name.clone() })?;
+            read.insert(name.clone(), secret);
+        }
+    }
+    let secrets = summary(uses, &read)?;
+    record.secrets = Some(secrets.clone());
+    Ok(secrets)
+}
+
+async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
+    api.get_opt(name).await.map_err(|error| Error::api(format!("read Secret {name}"), error))
+}
+
+/// Creates a Secret unless somebody was faster: then theirs counts.
+async fn create(
+    context: &Context,
+    api: &Api<Secret>,
+    cluster: &Cluster,
+    generated: &GeneratedSecret,
+) -> Result<Secret, Error> {
+    let mut random = [0; 32];
+    SysRng.try_fill_bytes(&mut random).map_err(|_unavailable| Error::Random)?;
+    let name = generated.name();
+    let unusable = |_key_error| Error::SigningKeyUnusable { name: name.to_owned() };
+    let secret = generated.make(cluster, random).map_err(unusable)?;
+    let params = PostParams { field_manager: Some(build::MANAGER.to_owned()), ..PostParams::default() };
+    match api.create(&params, &secret).await {
+        Ok(secret) => {
+            context.metrics.writes.with_label_values(&["Secret", "create"]).inc();
+            tracing::info!(cluster.namespace, cluster.name, secret.name = name, "Secret generated");
+            Ok(secret)
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            get(api, name).await?.ok_or_else(|| Error::SecretMissing { name: name.to_owned() })
+        }
+        Err(error) => Err(Error::write("Secret", name, error)),
+    }
+}
+
+/// What the values come to. Pure.
+fn summary(uses: Vec<SecretUse>, read: &BTreeMap<String, Secret>) -> Result<Secrets, Error> {
+    let mut values: Vec<(&str, &[u8])> = Vec::new();
+    for used in &uses {
+        let (name, key) = (&used.reference.name, &used.reference.key);
+        let data = read.get(name).and_then(|secret| secret.data.as_ref());
+        match data.and_then(|data| data.get(key)) {
+            Some(value) => values.push((used.variable, &value.0)),
+            None if used.optional => {}
+            None => return Err(Error::SecretKeyMissing { name: name.clone(), key: key.clone() }),
+        }
+    }
+    let value = |variable: &str| values.iter().find(|(name, _)| *name == variable).map(|(_, value)| *value);
+    // The signing key is not a variable that can be guessed, so its hash may stand where anybody reads it, and it keys the rest.
+    let hash = value(SIGNING_KEY).map(|key| build::secrets_hash(key, values.iter().copied()));
+    // What is no text cannot be sent in a header; the pods refuse it as well.
+    let api_key =
+        value(API_KEY).and_then(|key| std::str::from_utf8(key).ok()).map(|key| ApiKey::new(key.trim()));
+    let verifier_keys = match uses.iter().find(|used| used.variable == SIGNING_KEY) {
+        Some(used) => verifier_keys(value(SIGNING_KEY).unwrap_or_default())
+            .ok_or_else(|| Error::SigningKeyUnusable { name: used.reference.name.clone() })?,
+        None => Vec::new(),
+    };
+    Ok(Secrets { hash, api_key, verifier_keys, uses })
+}
+
+/// The public halves of the keys that stand in these lines; `None` if a line is no key, or there is none.
+fn verifier_keys(lines: &[u8]) -> Option<Vec<String>> {
+    let lines = std::str::from_utf8(lines).ok()?.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Option<Vec<String>> =
+        lines.map(|line| Some(SignerKey::parse(line).ok()?.verifier().to_string())).collect();
+    keys.filter(|keys| !keys.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use certeus_crds::SecretKeyRef;
+    use certeus_tlog::note::Algorithm;
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    fn used(variable: &'static str, key: &str, optional: bool) -> SecretUse {
+        let reference = SecretKeyRef { name: "s".to_owned(), key: key.to_owned() };
+        SecretUse { variable, reference, optional }
+    }
+
+    fn read(values: &[(&str, &str)]) -> BTreeMap<String, Secret> {
+        let data =
+            values.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+        [("s".to_owned(), Secret { data: Some(data.collect()), ..Secret::default() })].into()
+    }
+
+    fn signer(seed: u8) -> String {
+        let key = SignerKey::from_seed("log", Algorithm::Ed25519, [seed; 32]).unwrap();
+        key.to_secret_text().to_string()
+    }
+
+    #[test]
+    fn any_value_changes_the_hash_and_none_is_shown() {
+        let uses = || vec![used(SIGNING_KEY, "k", false), used(API_KEY, "a", false), used("X", "x", true)];
+        let summary = |values: &[(&str, &str)]| summary(uses(), &read(values)).unwrap();
+        let first = summary(&[("k", &signer(1)), ("a", " secret\n")]);
+        assert_eq!(first.api_key, Some(ApiKey::new("secret")));
+        let others = [
+            summary(&[("k", &signer(1)), ("a", "other")]),
+            summary(&[("k", &signer(2)), ("a", " secret\n")]),
+            summary(&[("k", &signer(1)), ("a", " secret\n"), ("x", "")]),
+        ];
+        assert!(others.iter().all(|other| other.hash != first.hash), "{others:?}");
+        assert_eq!(summary(&[("k", &signer(1)), ("a", " secret\n"), ("y", "")]).hash, first.hash);
+        assert!(!format!("{first:?}").contains("secret\""), "{first:?}");
+    }
+
+    #[test]
+    fn a_missing_key_is_named_and_an_optional_one_is_not_missed() {
+        let summary = |uses| summary(uses, &read(&[]));
+        let told = summary(vec![used(API_KEY, "a", false)]).unwrap_err();
+        assert_eq!(told.to_string(), "Secret s has no key \"a\"");
+        assert!(summary(vec![used(API_KEY, "a", true)]).is_ok());
+    }
+}

@@ -1,0 +1,97 @@
+//! Kubernetes Events about a cluster: what went wrong, that it is right again, and each change of the number of pods. Only when
+//! that changes, and never so important that a reconcile fails for it.
+
+use certeus_crds::{GROUP, LastDecision, LedgerClusterStatus, VERSION};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType};
+
+use super::Context;
+use crate::run::error::Error;
+use crate::run::pods::ObjectKey;
+use crate::run::world::Snapshot;
+
+/// Longest note the API server takes.
+const NOTE_CHARS_MAX: usize = 1000;
+
+/// What was told last.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// Reason and message of the trouble there is; `None` before anything was looked at.
+    problem: Option<Option<(&'static str, String)>>,
+    decision: Option<LastDecision>,
+}
+
+pub(crate) async fn publish(
+    context: &Context,
+    key: &ObjectKey,
+    told: &mut Told,
+    snapshot: &Snapshot,
+    status: &LedgerClusterStatus,
+    error: Option<&Error>,
+) {
+    let mut events = Vec::new();
+    let problem =
+        error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
+    // Trouble that passes by itself is no recovery either.
+    if error.is_none() || problem.is_some() {
+        events.extend(problem_event(told, snapshot, problem.as_ref()));
+        told.problem = Some(problem);
+    }
+    let before =
+        told.decision.as_ref().or(snapshot.cluster.status.as_ref().and_then(|s| s.last_decision.as_ref()));
+    if let Some(decision) = &status.last_decision {
+        if before.is_none_or(|before| {
+            (before.from, before.to, &before.time) != (decision.from, decision.to, &decision.time)
+        }) {
+            events.push(event(EventType::Normal, &decision.reason, "Scale", &decision.message));
+        }
+        told.decision = Some(decision.clone());
+    }
+    let reference = ObjectReference {
+        api_version: Some(format!("{GROUP}/{VERSION}")),
+        kind: Some("LedgerCluster".to_owned()),
+        namespace: Some(key.namespace.to_string()),
+        name: Some(key.name.to_string()),
+        uid: Some(snapshot.cluster.uid.clone()),
+        ..ObjectReference::default()
+    };
+    for event in events {
+        context.metrics.writes.with_label_values(&["Event", "create"]).inc();
+        if let Err(error) = context.recorder.publish(&event, &reference).await {
+            context.metrics.events_lost.inc();
+            tracing::debug!(error = crate::local::chain(&error), "a Kubernetes Event could not be published");
+        }
+    }
+}
+
+fn problem_event(
+    told: &Told,
+    snapshot: &Snapshot,
+    problem: Option<&(&'static str, String)>,
+) -> Option<Event> {
+    match (problem, &told.problem) {
+        (Some(problem), Some(Some(before))) if problem == before => None,
+        (Some((reason, message)), before) => {
+            // Told by the operator before this one.
+            let standing = snapshot.cluster.status.iter().flat_map(|status| &status.conditions);
+            let mut standing =
+                standing.filter(|condition| condition.reason == *reason && condition.message == *message);
+            let known = before.is_none() && standing.next().is_some();
+            (!known).then(|| event(EventType::Warning, reason, "Reconcile", message))
+        }
+        (None, Some(Some((reason, _)))) => {
+            Some(event(EventType::Normal, "Recovered", "Reconcile", &format!("{reason} is over")))
+        }
+        (None, Some(None) | None) => None,
+    }
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}

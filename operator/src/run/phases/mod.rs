@@ -1,0 +1,200 @@
+//! One reconcile of one LedgerCluster in five phases: dereference, validate, build, apply, status. Only the first and the last two
+//! talk to the API server, and none does while nothing changed.
+//!
+//! Promises: nothing is written for a cluster that is paused, in a dry run or being deleted, but its status; the workload comes
+//! after everything it needs; an error of one object does not keep the others from being put right.
+
+mod apply;
+mod compare;
+mod dereference;
+mod events;
+#[cfg(test)]
+mod fake_api;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use certeus_crds::LedgerClusterStatus;
+use certeus_operator::build::{self, Inputs};
+use certeus_operator::validate::{Cluster, validate};
+use kube::Client;
+use kube::runtime::events::Recorder;
+
+use super::error::Error;
+use super::owned::OwnedKey;
+use super::pod_http::PodHttp;
+use super::pods::{ObjectKey, PodDirectory, PodSeen};
+use super::scaling::Scaler;
+use super::telemetry::Metrics;
+use super::world::Snapshot;
+
+/// For one reconcile. A first one writes a dozen objects.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What all reconciles share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) recorder: Recorder,
+    pub(crate) http: PodHttp,
+    pub(crate) pods: PodDirectory,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What is remembered of a cluster from one reconcile to the next. All of it may be lost: then the API server is asked.
+#[derive(Default)]
+pub(crate) struct Record {
+    /// The specification as it was last found valid, with uid and generation.
+    valid: Option<(String, Option<i64>, Arc<Cluster>)>,
+    scaler: Option<Scaler>,
+    applied: BTreeMap<OwnedKey, apply::Applied>,
+    secrets: Option<dereference::Secrets>,
+    written: Option<status::Written>,
+    told: events::Told,
+}
+
+impl Record {
+    /// A Secret that the cluster refers to changed.
+    pub(crate) fn forget_secrets(&mut self) {
+        self.secrets = None;
+    }
+
+    /// The Secrets that the cluster refers to.
+    pub(crate) fn secrets(&self) -> BTreeSet<String> {
+        let names = self.valid.iter().flat_map(|(_, _, cluster)| dereference::names(cluster));
+        names.collect()
+    }
+}
+
+/// Brings a cluster nearer to what its specification says. `wake` is how its scaler asks for the next reconcile.
+pub(crate) async fn reconcile(
+    context: &Context,
+    key: &ObjectKey,
+    record: &mut Record,
+    snapshot: Snapshot,
+    wake: Arc<dyn Fn() + Send + Sync>,
+) -> Result<(), Error> {
+    // On the heap: it is moved into a task, and is large.
+    let phases = Box::pin(run(context, key, record, snapshot, wake));
+    tokio::time::timeout(RECONCILE_TIMEOUT, phases).await.unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+}
+
+async fn run(
+    context: &Context,
+    key: &ObjectKey,
+    record: &mut Record,
+    snapshot: Snapshot,
+    wake: Arc<dyn Fn() + Send + Sync>,
+) -> Result<(), Error> {
+    if snapshot.cluster.deleted {
+        // What it owns goes with it; the API server sees to that. Generated Secrets stay.
+        context.pods.set(key, None);
+        record.scaler = None;
+        return Ok(());
+    }
+    let cluster = match validated(record, &snapshot) {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            let status = status::invalid(record.written.as_ref(), &snapshot, &error);
+            return finish(context, key, record, &snapshot, status, Err(error)).await;
+        }
+    };
+    let secrets = dereference::secrets(context, &cluster, record).await;
+    let (secrets, unread) = match secrets {
+        Ok(secrets) => (Some(secrets), None),
+        Err(error) => (None, Some(error)),
+    };
+    let api_key = secrets.as_ref().and_then(|secrets| secrets.api_key.clone());
+    let pods: Vec<PodSeen> =
+        snapshot.pods.iter().map(|pod| PodSeen { key: api_key.clone(), ..pod.clone() }).collect();
+    context.pods.set(key, Some(pods.clone()));
+
+    let workload = snapshot.workload(build::workload_name(&cluster));
+    let replicas = workload.map(|workload| workload.replicas);
+    let scaler = record
+        .scaler
+        .get_or_insert_with(|| Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake));
+    scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some());
+    let advice = scaler.advice();
+
+    let inputs = Inputs {
+        replicas: advice.replicas,
+        // While a Secret is away, pods that have it keep running.
+        secrets_hash: match &secrets {
+            Some(secrets) => secrets.hash.clone(),
+            None => {
+                workload.and_then(|workload| workload.template_annotations.get(build::SECRETS_HASH).cloned())
+            }
+        },
+        service_monitors: snapshot.service_monitors,
+        image: workload.and_then(|workload| workload.image.clone()),
+    };
+    let objects = build::build(&cluster, &inputs);
+    let mut plan = apply::Plan::new(key, &snapshot, objects.all());
+    // Pods cannot start without their Secrets; a workload that runs is kept in shape all the same.
+    plan.workload = workload.is_some() || unread.is_none();
+    let mut done = apply::Done::default();
+    if cluster.paused {
+        // Nothing is changed, and nothing is compared.
+    } else if cluster.dry_run {
+        done.pending = apply::pending(context, record, &plan).await?;
+    } else {
+        done = apply::apply(context, record, &plan).await;
+        if let (Some(before), true) = (replicas, done.workload) {
+            count_scale(&context.metrics, before, inputs.replicas);
+        }
+    }
+    let errors: Vec<Error> = unread.into_iter().chain(std::mem::take(&mut done.errors)).collect();
+    let seen = status::Seen {
+        cluster: &cluster,
+        pods: &pods,
+        advice: &advice,
+        workload,
+        pending: &done.pending,
+        secrets: secrets.as_ref(),
+        errors: &errors,
+    };
+    let status = status::status(record.written.as_ref(), &snapshot, &seen);
+    let outcome = errors.into_iter().next().map_or(Ok(()), Err);
+    finish(context, key, record, &snapshot, status, outcome).await
+}
+
+fn count_scale(metrics: &Metrics, before: u32, after: u32) {
+    match after.cmp(&before) {
+        std::cmp::Ordering::Greater => metrics.scale_writes.with_label_values(&["up"]).inc(),
+        std::cmp::Ordering::Less => metrics.scale_writes.with_label_values(&["down"]).inc(),
+        std::cmp::Ordering::Equal => {}
+    }
+}
+
+fn validated(record: &mut Record, snapshot: &Snapshot) -> Result<Arc<Cluster>, Error> {
+    let seen = &snapshot.cluster;
+    if let Some((uid, generation, cluster)) = &record.valid
+        && *uid == seen.uid
+        && *generation == seen.generation
+    {
+        return Ok(Arc::clone(cluster));
+    }
+    let object = seen.object.as_ref().map_err(|errors| Error::Invalid(errors.clone()))?;
+    let cluster = Arc::new(validate(object).map_err(Error::Invalid)?);
+    record.valid = Some((seen.uid.clone(), seen.generation, Arc::clone(&cluster)));
+    Ok(cluster)
+}
+
+/// Status and Events. What went wrong before is what is returned, unless the status itself cannot be written.
+async fn finish(
+    context: &Context,
+    key: &ObjectKey,
+    record: &mut Record,
+    snapshot: &Snapshot,
+    status: LedgerClusterStatus,
+    outcome: Result<(), Error>,
+) -> Result<(), Error> {
+    events::publish(context, key, &mut record.told, snapshot, &status, outcome.as_ref().err()).await;
+    let written = status::write(context, key, &mut record.written, snapshot, status).await;
+    outcome.and(written)
+}
+
+#[cfg(test)]
+mod tests;

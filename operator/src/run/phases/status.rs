@@ -1,0 +1,150 @@
+//! What the status says, and its one write per change.
+
+use certeus_autoscale::MissingReason;
+use certeus_crds::{DrainingPod, FieldError, LedgerCluster, LedgerClusterStatus};
+use certeus_operator::build::MANAGER;
+use certeus_operator::decide::{self, Observed, PodScrape, Problem, ProblemReason, Surroundings};
+use certeus_operator::validate::Cluster;
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use serde_json::json;
+
+use super::Context;
+use super::dereference::Secrets;
+use crate::run::clock;
+use crate::run::error::Error;
+use crate::run::owned::Workload;
+use crate::run::pods::{ObjectKey, PodSeen};
+use crate::run::scaling::{Advice, DrainState};
+use crate::run::world::Snapshot;
+
+/// The status as it was written last.
+pub(crate) struct Written {
+    /// The version of the object that was known then: until the watch shows a later one, this is what stands there.
+    over: String,
+    status: LedgerClusterStatus,
+}
+
+/// What there is to report.
+pub(crate) struct Seen<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) pods: &'a [PodSeen],
+    pub(crate) advice: &'a Advice,
+    pub(crate) workload: Option<&'a Workload>,
+    /// In a dry run: what would be done.
+    pub(crate) pending: &'a [String],
+    /// `None` while one is missing.
+    pub(crate) secrets: Option<&'a Secrets>,
+    /// The worst first.
+    pub(crate) errors: &'a [Error],
+}
+
+/// The status that stands there.
+fn before<'a>(written: Option<&'a Written>, snapshot: &'a Snapshot) -> Option<&'a LedgerClusterStatus> {
+    let own = written.filter(|written| written.over == snapshot.cluster.resource_version);
+    own.map(|own| &own.status).or(snapshot.cluster.status.as_ref())
+}
+
+/// The status of an object that cannot be carried out.
+pub(crate) fn invalid(written: Option<&Written>, snapshot: &Snapshot, error: &Error) -> LedgerClusterStatus {
+    let other = [FieldError::new("spec", error.message())];
+    let errors = match error {
+        Error::Invalid(errors) => errors,
+        _ => &other[..],
+    };
+    decide::invalid(snapshot.cluster.generation, before(written, snapshot), errors, Timestamp::now())
+}
+
+/// The status of a cluster.
+pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen<'_>) -> LedgerClusterStatus {
+    let Seen { cluster, pods, advice, workload, pending, secrets, errors } = *seen;
+    let scrapes: Vec<PodScrape> = pods.iter().map(|pod| scrape(pod, advice)).collect();
+    let draining = advice.draining.iter();
+    let draining: Vec<DrainingPod> = draining
+        .map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() })
+        .collect();
+    let stuck = advice.draining.iter().filter(|drain| drain.state == DrainState::Stuck).map(|drain| {
+        let why = drain.message.as_deref().unwrap_or("it does not say why");
+        Problem {
+            reason: ProblemReason::DrainStuck,
+            message: format!("pod {} cannot drain: {why}", drain.pod),
+        }
+    });
+    let problems: Vec<Problem> = errors.iter().map(Error::problem).chain(stuck).collect();
+    let newest = workload.and_then(|workload| workload.update_revision.as_ref());
+    let outdated = pods
+        .iter()
+        .filter(|pod| newest.is_some() && pod.revision.is_some() && pod.revision.as_ref() != newest);
+    let autoscalers: Vec<String> =
+        snapshot.autoscaler.iter().map(|name| format!("HorizontalPodAutoscaler {name}")).collect();
+    let before = before(written, snapshot);
+    let observed = Observed {
+        pods: &scrapes,
+        desired: advice.desired,
+        decision: advice.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref()),
+        draining: &draining,
+        surroundings: Some(Surroundings {
+            image: workload.and_then(|workload| workload.image.as_deref()),
+            outdated_pods: u32::try_from(outdated.count()).unwrap_or(u32::MAX),
+            problems: &problems,
+            autoscalers: &autoscalers,
+            pending,
+            verifier_keys: secrets.map_or(&[], |secrets| &secrets.verifier_keys),
+            service_monitors: snapshot.service_monitors,
+        }),
+        before,
+        now: Timestamp::now(),
+    };
+    let mut status = decide::status(cluster, &observed);
+    status.last_decision = match &advice.last_change {
+        Some(change) => Some(decide::last_decision(&change.decision, clock::timestamp(change.at))),
+        // The one before this operator's time.
+        None => before.and_then(|before| before.last_decision.clone()),
+    };
+    status
+}
+
+/// A pod's scrapes as the scaler has them, in the phase in which the watch has it.
+fn scrape(pod: &PodSeen, advice: &Advice) -> PodScrape {
+    match advice.scrapes.iter().find(|scrape| scrape.name == pod.name) {
+        Some(scrape) => PodScrape { phase: pod.phase, ..scrape.clone() },
+        None => PodScrape {
+            name: pod.name.clone(),
+            phase: pod.phase,
+            latest: Err(MissingReason::TooFewScrapes),
+            previous: None,
+        },
+    }
+}
+
+/// Writes the status if it says anything new.
+pub(crate) async fn write(
+    context: &Context,
+    key: &ObjectKey,
+    written: &mut Option<Written>,
+    snapshot: &Snapshot,
+    status: LedgerClusterStatus,
+) -> Result<(), Error> {
+    if before(written.as_ref(), snapshot) == Some(&status) {
+        return Ok(());
+    }
+    // The reply is not read: the object may be one that cannot be.
+    let kind = ApiResource::erase::<LedgerCluster>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &key.namespace, &kind);
+    // An apply takes away what is no longer said. The uid keeps it from an object that has taken this one's place.
+    let patch = json!({
+        "apiVersion": "certeus.io/v1alpha1", "kind": "LedgerCluster",
+        "metadata": { "uid": snapshot.cluster.uid }, "status": status,
+    });
+    context.metrics.writes.with_label_values(&["LedgerCluster", "status"]).inc();
+    let params = PatchParams::apply(MANAGER).force();
+    match api.patch_status(&key.name, &params, &Patch::Apply(&patch)).await {
+        Ok(_) => {}
+        // Deleted meanwhile, or made anew: the watch will tell.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
+        Err(error) => return Err(Error::api("write the status", error)),
+    }
+    *written = Some(Written { over: snapshot.cluster.resource_version.clone(), status });
+    Ok(())
+}

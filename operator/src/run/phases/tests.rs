@@ -1,0 +1,354 @@
+use std::sync::Arc;
+
+use certeus_crds::LedgerCluster;
+use hyper::Method;
+use kube::runtime::events::Recorder;
+use serde_json::{Value, json};
+
+use super::fake_api::FakeApi;
+use super::*;
+use crate::run::error::Class;
+use crate::run::watch::ClusterSeen;
+
+const CLUSTER: &str = "/apis/certeus.io/v1alpha1/namespaces/ns/ledgerclusters/demo/status";
+const SERVICE: &str = "/api/v1/namespaces/ns/services/demo-pods";
+const CONFIG_MAP: &str = "/api/v1/namespaces/ns/configmaps/demo-config";
+const WORKLOAD: &str = "/apis/apps/v1/namespaces/ns/statefulsets/demo";
+const SIGNING_KEY: &str = "/api/v1/namespaces/ns/secrets/demo-signing-key";
+
+/// One cluster on an API server in memory, and what the operator remembers of it.
+struct World {
+    api: FakeApi,
+    context: Context,
+    record: Record,
+    spec: Value,
+    generation: i64,
+}
+
+impl World {
+    fn new() -> Self {
+        let api = FakeApi::default();
+        let client = api.client();
+        let context = Context {
+            recorder: Recorder::new(client.clone(), "test".into()),
+            client,
+            http: PodHttp::new(),
+            pods: PodDirectory::new(),
+            metrics: Arc::new(Metrics::new().unwrap()),
+        };
+        let spec = json!({
+            "database": { "secretRef": { "name": "db", "key": "url" } },
+            "replicas": 3, "autoscaling": { "enabled": false }
+        });
+        let world = Self { api, context, record: Record::default(), spec, generation: 1 };
+        world.secret("postgres://one");
+        world
+    }
+
+    fn secret(&self, url: &str) {
+        self.api.edit("/api/v1/namespaces/ns/secrets/db", |secret| {
+            *secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "db" },
+                "data": { "url": k8s_openapi::ByteString(url.as_bytes().to_vec()) } });
+        });
+    }
+
+    /// One reconcile, with what a watch would show by now.
+    async fn reconcile(&mut self) -> Result<(), Error> {
+        let object = json!({
+            "apiVersion": "certeus.io/v1alpha1", "kind": "LedgerCluster", "spec": self.spec,
+            "metadata": { "name": "demo", "namespace": "ns", "uid": "u", "generation": self.generation }
+        });
+        let stored = self.api.get(CLUSTER);
+        let version = stored.as_ref().map(|stored| stored["metadata"]["resourceVersion"].to_string());
+        let cluster = ClusterSeen {
+            uid: "u".to_owned(),
+            generation: Some(self.generation),
+            resource_version: version.unwrap_or_default(),
+            deleted: false,
+            object: LedgerCluster::read(object).map(Arc::new),
+            status: stored.and_then(|stored| serde_json::from_value(stored["status"].clone()).ok()),
+        };
+        let snapshot = Snapshot {
+            cluster: Arc::new(cluster),
+            pods: Vec::new(),
+            owned: self.api.owned(),
+            autoscaler: None,
+            service_monitors: false,
+        };
+        let key = ObjectKey::new("ns", "demo");
+        reconcile(&self.context, &key, &mut self.record, snapshot, Arc::new(|| {})).await
+    }
+
+    fn edit_spec(&mut self, edit: impl FnOnce(&mut Value)) {
+        edit(&mut self.spec);
+        self.generation += 1;
+    }
+
+    fn repairs(&self, kind: &str) -> u64 {
+        self.context.metrics.drift_repairs.with_label_values(&[kind]).get()
+    }
+
+    fn condition(&self, type_: &str) -> (String, String, String) {
+        let stored = self.api.get(CLUSTER).unwrap();
+        let conditions = stored["status"]["conditions"].as_array().unwrap();
+        let condition = conditions.iter().find(|condition| condition["type"] == type_).unwrap();
+        let text = |field: &str| condition[field].as_str().unwrap().to_owned();
+        (text("status"), text("reason"), text("message"))
+    }
+}
+
+/// A world in which all is as it should be.
+async fn settled() -> World {
+    let mut world = World::new();
+    world.reconcile().await.unwrap();
+    // The workload and its status are known now.
+    world.reconcile().await.unwrap();
+    world.api.writes();
+    world.api.reads();
+    world
+}
+
+#[tokio::test]
+async fn a_first_reconcile_writes_everything_with_the_workload_last() {
+    let mut world = World::new();
+    world.reconcile().await.unwrap();
+    let writes = world.api.writes();
+    assert_eq!(writes.first().unwrap(), "POST ns/secrets", "{writes:?}");
+    let applied: Vec<&str> = writes.iter().filter_map(|write| write.strip_prefix("PATCH ")).collect();
+    let (workload, rest) = applied.split_last().and_then(|(_status, rest)| rest.split_last()).unwrap();
+    assert_eq!(*workload, "statefulsets/demo", "{writes:?}");
+    for object in ["configmaps/demo-config", "services/demo-pods", "services/demo", "networkpolicies/demo"] {
+        assert!(rest.iter().any(|applied| applied.starts_with(object)), "{object}: {writes:?}");
+    }
+    assert_eq!(applied.last(), Some(&"demo/status"), "{writes:?}");
+}
+
+#[tokio::test]
+async fn a_second_reconcile_asks_for_nothing_and_writes_nothing() {
+    let mut world = settled().await;
+    for _ in 0..3 {
+        world.reconcile().await.unwrap();
+    }
+    assert_eq!((world.api.writes(), world.api.reads()), (Vec::<String>::new(), 0));
+}
+
+#[tokio::test]
+async fn a_new_operator_reads_and_writes_nothing_either() {
+    let mut world = settled().await;
+    world.record = Record::default();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), Vec::<String>::new());
+    assert!(world.api.reads() > 5);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.reads(), 0, "it remembers");
+}
+
+#[tokio::test]
+async fn what_others_change_or_delete_is_put_right_and_counted() {
+    let mut world = settled().await;
+    world.api.edit(SERVICE, |service| service["spec"]["clusterIP"] = json!("1.2.3.4"));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH services/demo-pods"]);
+    world.api.remove(CONFIG_MAP);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH configmaps/demo-config"]);
+    // While no operator was there.
+    world.record = Record::default();
+    let grace = |world: &World| {
+        world.api.get(WORKLOAD).unwrap()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].clone()
+    };
+    let before = grace(&world);
+    world
+        .api
+        .edit(WORKLOAD, |set| set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH statefulsets/demo"]);
+    assert_eq!(grace(&world), before);
+    let repairs = ["Service", "ConfigMap", "StatefulSet"].map(|kind| world.repairs(kind));
+    assert_eq!(repairs, [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn what_others_add_to_a_list_is_replaced() {
+    let mut world = settled().await;
+    // An entry under another key, which an apply leaves alone.
+    world.api.keep_lists();
+    world
+        .api
+        .edit(SERVICE, |service| service["spec"]["ports"].as_array_mut().unwrap().push(json!({ "port": 1 })));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH services/demo-pods", "MERGE services/demo-pods"]);
+    assert_eq!(world.api.get(SERVICE).unwrap()["spec"]["ports"].as_array().unwrap().len(), 2);
+    world.reconcile().await.unwrap();
+    assert_eq!((world.api.writes(), world.repairs("Service")), (Vec::<String>::new(), 1));
+}
+
+#[tokio::test]
+async fn what_others_add_is_theirs() {
+    let mut world = settled().await;
+    world.api.edit(SERVICE, |service| service["metadata"]["annotations"]["their"] = json!("note"));
+    world.reconcile().await.unwrap();
+    assert_eq!((world.api.writes(), world.api.reads()), (Vec::<String>::new(), 1));
+    assert_eq!(world.repairs("Service"), 0);
+}
+
+#[tokio::test]
+async fn an_edit_writes_what_it_changes_and_is_no_repair() {
+    let mut world = settled().await;
+    world.edit_spec(|spec| spec["monitoring"] = json!({ "dashboard": true }));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH configmaps/demo-dashboard", "PATCH demo/status"]);
+    world.edit_spec(|spec| {
+        spec["monitoring"] = json!({ "dashboard": false });
+        spec["resources"] = json!({ "requests": { "cpu": "2" } });
+    });
+    world.reconcile().await.unwrap();
+    let expected = ["DELETE configmaps/demo-dashboard", "PATCH statefulsets/demo", "PATCH demo/status"];
+    assert_eq!(world.api.writes(), expected, "the workload after what is removed");
+    assert_eq!(world.repairs("StatefulSet") + world.repairs("ConfigMap"), 0);
+    assert_eq!(world.context.metrics.orphans_removed.with_label_values(&["ConfigMap"]).get(), 1);
+}
+
+#[tokio::test]
+async fn a_new_secret_rolls_the_pods_once_and_shows_nothing_of_its_value() {
+    let mut world = settled().await;
+    let hash = |world: &World| {
+        let workload = world.api.get(WORKLOAD).unwrap();
+        workload["spec"]["template"]["metadata"]["annotations"][build::SECRETS_HASH].clone()
+    };
+    let before = hash(&world);
+    world.secret("postgres://two");
+    world.record.forget_secrets();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH statefulsets/demo"]);
+    assert_ne!(hash(&world), before);
+    assert!(!world.api.get(WORKLOAD).unwrap().to_string().contains("postgres://two"));
+}
+
+#[tokio::test]
+async fn a_signing_key_is_made_once_and_belongs_to_nobody() {
+    let mut world = settled().await;
+    let key = world.api.get(SIGNING_KEY).unwrap();
+    assert_eq!(key["metadata"].get("ownerReferences"), None);
+    assert!(key["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo");
+    world.record = Record::default();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.get(SIGNING_KEY), Some(key));
+}
+
+#[tokio::test]
+async fn without_its_secret_a_new_cluster_waits_and_a_running_one_goes_on() {
+    let mut world = World::new();
+    world.api.remove("/api/v1/namespaces/ns/secrets/db");
+    let error = world.reconcile().await.unwrap_err();
+    assert_eq!((error.class(), error.reason()), (Class::Missing, "SecretMissing"));
+    assert!(world.api.get(WORKLOAD).is_none());
+    let degraded = world.condition("Degraded");
+    assert_eq!((degraded.0.as_str(), degraded.1.as_str()), ("True", "SecretMissing"));
+    assert!(degraded.2.contains("db"), "{degraded:?}");
+
+    let mut world = settled().await;
+    world.api.remove("/api/v1/namespaces/ns/secrets/db");
+    world.record.forget_secrets();
+    world.edit_spec(|spec| spec["replicas"] = json!(5));
+    assert_eq!(world.reconcile().await.unwrap_err().reason(), "SecretMissing");
+    assert_eq!(world.api.get(WORKLOAD).unwrap()["spec"]["replicas"], 5);
+}
+
+#[tokio::test]
+async fn a_failing_object_does_not_keep_the_others_back() {
+    for (code, class) in
+        [(409, Class::Conflict), (429, Class::Transient), (500, Class::Transient), (403, Class::Forbidden)]
+    {
+        let mut world = World::new();
+        world.api.fail(vec![(Method::PATCH, "networkpolicies", code)]);
+        let error = world.reconcile().await.unwrap_err();
+        assert_eq!(error.class(), class);
+        assert!(world.api.get(WORKLOAD).is_some(), "{code}");
+        let degraded = world.condition("Degraded");
+        assert_eq!((degraded.0.as_str(), degraded.1.as_str()), ("True", error.reason()));
+        world.api.fail(Vec::new());
+        world.reconcile().await.unwrap();
+        assert_eq!(world.condition("Degraded").0, "False");
+    }
+}
+
+#[tokio::test]
+async fn pods_do_not_come_without_their_configuration() {
+    let mut world = World::new();
+    world.api.fail(vec![(Method::PATCH, "configmaps", 500)]);
+    world.reconcile().await.unwrap_err();
+    assert!(world.api.get(WORKLOAD).is_none());
+}
+
+#[tokio::test]
+async fn an_object_of_somebody_else_is_left_alone() {
+    let mut world = World::new();
+    world.api.edit(SERVICE, |service| {
+        *service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "demo-pods" }, "spec": {} });
+    });
+    let error = world.reconcile().await.unwrap_err();
+    assert_eq!(error.reason(), "NameTaken");
+    assert_eq!(world.api.get(SERVICE).unwrap()["spec"], json!({}));
+}
+
+#[tokio::test]
+async fn a_paused_cluster_is_not_touched_and_a_dry_run_says_what_it_would_do() {
+    let mut world = settled().await;
+    world.edit_spec(|spec| {
+        spec["paused"] = json!(true);
+        spec["replicas"] = json!(9);
+    });
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH demo/status"]);
+    assert_eq!(world.condition("Progressing").1, "Paused");
+
+    world.edit_spec(|spec| {
+        spec["paused"] = json!(false);
+        spec["dryRun"] = json!(true);
+    });
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH demo/status"]);
+    let (_, reason, message) = world.condition("DryRun");
+    assert_eq!(reason, "WouldChange");
+    assert!(message.contains("change StatefulSet demo"), "{message}");
+
+    world.edit_spec(|spec| spec["dryRun"] = json!(false));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.get(WORKLOAD).unwrap()["spec"]["replicas"], 9);
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_carried_out_says_why_and_waits_for_its_user() {
+    let mut world = settled().await;
+    world.edit_spec(|spec| spec["database"] = json!({ "embedded": false }));
+    let error = world.reconcile().await.unwrap_err();
+    assert_eq!((error.class(), error.class().retry(1, 0.5)), (Class::Invalid, None));
+    let (status, reason, message) = world.condition("Accepted");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "Invalid"));
+    assert!(message.contains("spec.database"), "{message}");
+    assert_eq!(world.condition("Ready").1, "PodsNotReady", "what runs is still told");
+    world.api.writes();
+    world.reconcile().await.unwrap_err();
+    assert_eq!(world.api.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_volume_that_cannot_change_keeps_nothing_else_from_changing() {
+    let mut world = settled().await;
+    world.edit_spec(|spec| {
+        spec["spool"] = json!({ "size": "2Gi" });
+        spec["replicas"] = json!(4);
+    });
+    for _ in 0..2 {
+        let error = world.reconcile().await.unwrap_err();
+        assert_eq!((error.class(), error.reason()), (Class::Invalid, "ImmutableField"));
+        assert!(error.message().contains("--cascade=orphan"), "{}", error.message());
+    }
+    let workload = world.api.get(WORKLOAD).unwrap();
+    assert_eq!(workload["spec"]["replicas"], 4);
+    assert!(!workload["spec"]["volumeClaimTemplates"].to_string().contains("2Gi"));
+    world.api.writes();
+    world.reconcile().await.unwrap_err();
+    assert_eq!(world.api.writes(), Vec::<String>::new(), "no endless writing");
+}

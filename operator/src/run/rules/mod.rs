@@ -1,0 +1,224 @@
+//! Reconciles AlertRules: validates them, brings them to the pods of their cluster, and reports.
+//!
+//! One round looks at all rules of one cluster: one question to each pod, then only what differs. Rounds come when a rule or a pod
+//! changed, and every few seconds, so that a pod that forgot its rules, or has some that nobody wants, is put right. One task owns
+//! all that is known; rounds run beside it on copies. An object with a mistake, or that cannot be written, holds up no other.
+//! Read next: `round.rs`, `pod.rs`, then the library's `rules`.
+
+mod pod;
+mod round;
+mod seen;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use rand::RngExt;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+
+use super::Scope;
+use super::clock;
+use super::error::Class;
+use super::pod_http::PodHttp;
+use super::pods::{ObjectKey, PodDirectory};
+use super::queue::{Queue, Wake};
+use super::telemetry::Metrics;
+use round::{Again, Memory, Round, Tools, round};
+use seen::{Change, RuleSeen};
+
+/// What comes in this time is one round: an apply of many objects, the echo of what a round wrote.
+const GATHER: Duration = Duration::from_millis(200);
+/// Between two looks at the pods of a cluster with rules: a pod that lost them has them again after this.
+const RECHECK: Duration = Duration::from_secs(5);
+/// Between two looks at a cluster without rules, or at rules without a cluster: only left-overs could be there. A new pod and a new
+/// cluster are looked at at once.
+const RECHECK_RARELY: Duration = Duration::from_secs(60);
+/// What is in doubt is looked at again after this.
+const SOON: Duration = Duration::from_secs(1);
+/// Rounds at the same time. Each waits for its pods most of the time.
+const ROUNDS_MAX: usize = 16;
+/// Events of the watches that wait to be taken in.
+const CHANGES_MAX: usize = 256;
+
+/// What the controller of AlertRules works with.
+pub(crate) struct Context {
+    /// Repeats what may be repeated, and refuses writes once the lease is lost.
+    pub(crate) client: Client,
+    pub(crate) scope: Scope,
+    pub(crate) http: PodHttp,
+    /// The clusters and their pods, with address and key.
+    pub(crate) pods: PodDirectory,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Becomes true when the process is to end.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// Runs until `stop`. An end before that ends the process.
+pub(crate) async fn run(context: Context) {
+    let Context { client, scope, http, pods, metrics, mut stop } = context;
+    let reporter = Reporter { controller: "certeus.io/operator".to_owned(), instance: None };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let tools = match Tools::new(client.clone(), http, recorder, Arc::clone(&metrics)) {
+        Ok(tools) => Arc::new(tools),
+        Err(error) => {
+            tracing::error!(reason = %error, "the metrics of AlertRules cannot be registered");
+            return;
+        }
+    };
+    let mut pod_changes = pods.changes();
+    let (sender, mut changes) = mpsc::channel(CHANGES_MAX);
+    let mut watches = seen::watch(&client, &scope, &sender, &metrics);
+    let mut keeper = Keeper::new(tools, pods, watches.len());
+    keeper.wake_all(clock::now());
+    loop {
+        keeper.start(clock::now());
+        let due = keeper.next_due().map(|due| due.saturating_sub(clock::now()));
+        tokio::select! {
+            // A sender that is gone means the same as a stop.
+            _stopped = stop.wait_for(|stop| *stop) => return,
+            // The watches live as long as their set, and the sender beside them as long as this function.
+            Some(change) = changes.recv() => keeper.take(change, clock::now()),
+            changed = pod_changes.recv() => match changed {
+                Ok(cluster) => keeper.wake(&cluster, Wake::Changed, clock::now()),
+                Err(broadcast::error::RecvError::Lagged(_)) => keeper.wake_all(clock::now()),
+                // Nobody changes pods any more: the process ends.
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            Some(ended) = keeper.rounds.join_next_with_id() => keeper.finished(ended, clock::now()),
+            // Only a bug ends a watch.
+            Some(_ended) = watches.join_next() => return,
+            () = tokio::time::sleep(due.unwrap_or(RECHECK)), if due.is_some() => {}
+        }
+    }
+}
+
+/// All that is known, and which rounds are due.
+struct Keeper {
+    tools: Arc<Tools>,
+    pods: PodDirectory,
+    rules: HashMap<ObjectKey, Arc<RuleSeen>>,
+    /// The rules of each cluster, by their own names.
+    clusters: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// What each cluster's rounds remember; absent while one runs.
+    memories: HashMap<ObjectKey, Memory>,
+    queue: Queue<ObjectKey>,
+    rounds: JoinSet<(Memory, Again)>,
+    running: HashMap<Id, ObjectKey>,
+    /// First lists that are not complete. Until then no round may run: what is not known yet would be removed from pods.
+    lists_missing: usize,
+}
+
+impl Keeper {
+    fn new(tools: Arc<Tools>, pods: PodDirectory, lists_missing: usize) -> Self {
+        Self {
+            tools,
+            pods,
+            rules: HashMap::new(),
+            clusters: HashMap::new(),
+            memories: HashMap::new(),
+            queue: Queue::new(),
+            rounds: JoinSet::new(),
+            running: HashMap::new(),
+            lists_missing,
+        }
+    }
+
+    fn wake(&mut self, cluster: &ObjectKey, wake: Wake, now: Duration) {
+        self.queue.wake(cluster, wake, now + GATHER);
+    }
+
+    fn wake_all(&mut self, now: Duration) {
+        let known: BTreeSet<ObjectKey> =
+            self.pods.clusters().into_keys().chain(self.clusters.keys().cloned()).collect();
+        for cluster in &known {
+            self.wake(cluster, Wake::Seen, now);
+        }
+    }
+
+    fn take(&mut self, change: Change, now: Duration) {
+        match change {
+            Change::Synced => {
+                self.lists_missing = self.lists_missing.saturating_sub(1);
+                self.wake_all(now);
+            }
+            Change::Gone(key) => {
+                if let Some(old) = self.rules.remove(&key) {
+                    self.leave(&old.cluster, &key, now);
+                }
+            }
+            Change::Rule(key, object) => {
+                let before = self.rules.get(&key).cloned();
+                let seen = Arc::new(RuleSeen::read(*object, before.as_deref()));
+                if let Some(before) = before.filter(|before| before.cluster != seen.cluster) {
+                    // The pods of the cluster it was for must forget it.
+                    self.leave(&before.cluster, &key, now);
+                }
+                self.clusters.entry(seen.cluster.clone()).or_default().insert(key.clone());
+                self.wake(&seen.cluster, Wake::Changed, now);
+                self.rules.insert(key, seen);
+            }
+        }
+        self.tools.objects.set(i64::try_from(self.rules.len()).unwrap_or(i64::MAX));
+    }
+
+    fn leave(&mut self, cluster: &ObjectKey, rule: &ObjectKey, now: Duration) {
+        if let Some(rules) = self.clusters.get_mut(cluster) {
+            rules.remove(rule);
+            if rules.is_empty() {
+                self.clusters.remove(cluster);
+            }
+        }
+        self.wake(cluster, Wake::Changed, now);
+    }
+
+    /// When [`Self::start`] has something to do; `None` while it waits for something else.
+    fn next_due(&self) -> Option<Duration> {
+        if self.lists_missing > 0 || self.running.len() >= ROUNDS_MAX { None } else { self.queue.next_due() }
+    }
+
+    /// Starts what is due.
+    fn start(&mut self, now: Duration) {
+        while self.next_due().is_some() {
+            let Some(cluster) = self.queue.next(now) else { return };
+            let pods = self.pods.pods(&cluster);
+            let names = self.clusters.get(&cluster).into_iter().flatten();
+            let rules: BTreeMap<ObjectKey, Arc<RuleSeen>> =
+                names.filter_map(|name| Some((name.clone(), Arc::clone(self.rules.get(name)?)))).collect();
+            let memory = self.memories.remove(&cluster).unwrap_or_default();
+            if pods.is_none() && rules.is_empty() {
+                self.queue.forget(&cluster);
+                continue;
+            }
+            let work = Round { cluster: cluster.clone(), rules, pods, memory };
+            let tools = Arc::clone(&self.tools);
+            let task = self.rounds.spawn(async move { round(&tools, work).await });
+            self.running.insert(task.id(), cluster);
+        }
+    }
+
+    fn finished(&mut self, ended: Result<(Id, (Memory, Again)), JoinError>, now: Duration) {
+        match ended {
+            Ok((id, (memory, again))) => {
+                let Some(cluster) = self.running.remove(&id) else { return };
+                let pause = match again {
+                    Again::Soon => SOON,
+                    Again::Recheck => RECHECK,
+                    Again::Rarely => RECHECK_RARELY,
+                };
+                self.queue.succeeded(&cluster, Some(now + pause));
+                self.memories.insert(cluster, memory);
+            }
+            Err(error) => {
+                let Some(cluster) = self.running.remove(&error.id()) else { return };
+                tracing::error!(cluster = %cluster, "a round over the rules of a cluster ended in a bug");
+                let random = rand::rng().random();
+                self.queue.failed(&cluster, now, |failures| Class::Fatal.retry(failures, random));
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Drains the pods that are to go, before the StatefulSet removes them: a pure state machine per pod over wish, time and
+//! what the pods answer.
+//!
+//! Owns who is asked what and when. Never reads a clock, never talks to a pod: the driver carries out the [`Request`]s and
+//! hands back the replies. Promises: no pod is released that may hold something; a pod that does not drain hinders neither
+//! growth nor other pods; at most one request per pod is under way; a drain that is no longer wanted is taken back.
+//! Read next: `core.rs`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use certeus_autoscale::PodPhase;
+use certeus_operator::decide::Scrapes;
+use serde::Deserialize;
+
+use crate::run::pods::PodSeen;
+
+/// A full queue and a slow database take a pod this long at most; past it the drain counts as stuck. The pod goes on with it.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// First wait after a refusal; doubles with each further one.
+const BACK_OFF_MIN: Duration = Duration::from_secs(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// A pod that drains unasked gets this long to end, as somebody may just be stopping it. Then it is taken back into service.
+const STRAY_AFTER: Duration = Duration::from_secs(30);
+/// A drained pod that gives no sign this often in a row is no longer taken for drained.
+const SILENT_MAX: u32 = 3;
+
+/// What a pod is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// To drain, and how far it is.
+    Drain,
+    /// How far it is.
+    Look,
+    /// To serve again.
+    Cancel,
+}
+
+/// One request to one pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) ordinal: u32,
+    pub(super) ask: Ask,
+}
+
+/// The part of a pod's answer that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct PodDrain {
+    pub(super) state: PodState,
+    /// Requests that only a pod which serves can bring to the database.
+    #[serde(default)]
+    pub(super) spool_records: u64,
+}
+
+/// How far a pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PodState {
+    Serving,
+    Draining,
+    Drained,
+    /// Its process ends once it has drained, and is started anew.
+    Restarting,
+}
+
+/// Why there is no answer that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoReply {
+    /// Nothing came back, or nothing that can be read.
+    Silent,
+    /// The pod did not agree.
+    Status(u16),
+}
+
+pub(super) type Reply = Result<PodDrain, NoReply>;
+
+/// Where the drain of a pod stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DrainState {
+    /// Not asked yet: requests wait in its spool, and only while it serves do they get to the database.
+    Spooled,
+    /// It answers no scrape, so nobody knows what it holds.
+    Unknown,
+    /// It finishes what it admitted.
+    Draining,
+    /// It holds nothing more.
+    Drained,
+    /// It did not agree to drain, or did not answer.
+    Refused(Option<u16>),
+    /// It has not drained in [`DRAIN_TIMEOUT`].
+    Stuck,
+    /// It is to serve again.
+    Cancelling,
+    /// It is being deleted already.
+    Leaving,
+    /// No process of it runs.
+    Absent,
+}
+
+impl DrainState {
+    fn is_released(self) -> bool {
+        matches!(self, Self::Drained | Self::Absent)
+    }
+}
+
+impl DrainState {
+    /// What the pod waits for, or what went wrong; `None` while all goes as it should.
+    pub(super) fn message(self) -> Option<String> {
+        let message = match self {
+            Self::Draining | Self::Drained | Self::Leaving | Self::Absent => return None,
+            Self::Spooled => "holds spooled requests, and serves until the database has them".to_owned(),
+            Self::Unknown => "does not answer, and stays until it does".to_owned(),
+            Self::Refused(Some(status)) => {
+                format!("does not agree to drain (status {status}), and is asked again")
+            }
+            Self::Refused(None) => "does not answer when asked to drain, and is asked again".to_owned(),
+            Self::Stuck => {
+                format!("has not drained within {} s, and stays until it has", DRAIN_TIMEOUT.as_secs())
+            }
+            Self::Cancelling => "is needed after all, and returns to service".to_owned(),
+        };
+        Some(message)
+    }
+}
+
+/// One pod's drain.
+#[derive(Clone, Debug)]
+struct Drain {
+    /// Whose drain this is: a pod that was replaced begins anew.
+    uid: String,
+    state: DrainState,
+    since: Duration,
+    /// The pod may have been asked to drain.
+    asked: bool,
+    /// It drained with requests in its spool, and has to serve again before anything else.
+    serve_first: bool,
+    under_way: bool,
+    /// Refusals or silence in a row.
+    failures: u32,
+    retry_at: Duration,
+}
+
+impl Drain {
+    fn new(uid: &str, state: DrainState, now: Duration) -> Self {
+        let uid = uid.to_owned();
+        Self {
+            uid,
+            state,
+            since: now,
+            asked: false,
+            serve_first: false,
+            under_way: false,
+            failures: 0,
+            retry_at: now,
+        }
+    }
+
+    fn enter(&mut self, state: DrainState, now: Duration) {
+        if self.state != state {
+            self.state = state;
+            self.since = now;
+        }
+    }
+
+    fn back_off(&mut self, now: Duration) {
+        let wait = BACK_OFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACK_OFF_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = now.saturating_add(wait);
+    }
+}
+
+/// What became of a drain, for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DrainEnd {
+    Drained,
+    Refused,
+    Stuck,
+    Cancelled,
+}
+
+impl DrainEnd {
+    pub(super) const ALL: [Self; 4] = [Self::Drained, Self::Refused, Self::Stuck, Self::Cancelled];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Drained => "drained",
+            Self::Refused => "refused",
+            Self::Stuck => "stuck",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What one step sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    pub(super) pods: &'a [PodSeen],
+    pub(super) scrapes: &'a Scrapes,
+    /// Pods from this ordinal on are to go.
+    pub(super) target: u32,
+    /// Pods from this ordinal on the StatefulSet removes by itself.
+    pub(super) replicas: u32,
+    /// Change nothing: no pod is asked to drain, and none that drains by itself to serve again.
+    pub(super) frozen: bool,
+}
+
+/// The drains of one cluster, by ordinal.
+#[derive(Debug, Default)]
+pub(super) struct Drains {
+    drains: BTreeMap<u32, Drain>,
+    /// Requests that were in a pod's spool when it last answered, if any. The volume outlives the pod's process.
+    spooled: BTreeMap<u32, u64>,
+    /// Pods that drain though nobody here asked them to, and since when.
+    strays: BTreeMap<u32, Duration>,
+    ended: Vec<DrainEnd>,
+}
+
+impl Drains {
+    /// Steps towards what is wanted. Calling it again before a reply asks for nothing more.
+    pub(super) fn step(&mut self, now: Duration, view: View<'_>) -> Vec<Request> {
+        let View { pods, scrapes, target, replicas, frozen } = view;
+        self.note_spools(pods, scrapes, replicas);
+        let victims = if frozen { replicas..replicas } else { target..replicas };
+        let mut requests = Vec::new();
+        // Those that the StatefulSet removes are its own concern.
+        self.drains.retain(|ordinal, _| *ordinal < replicas);
+        for ordinal in victims.clone().rev() {
+            let pod = pods.iter().find(|pod| pod.ordinal == ordinal);
+            requests.extend(self.step_victim(now, ordinal, pod, scrapes).map(|ask| Request { ordinal, ask }));
+        }
+        if !frozen {
+            self.find_strays(now, view);
+        }
+        let unwanted: Vec<u32> =
+            self.drains.keys().copied().filter(|ordinal| !victims.contains(ordinal)).collect();
+        for ordinal in unwanted {
+            let pod = pods.iter().find(|pod| pod.ordinal == ordinal);
+            requests
+                .extend(self.step_unwanted(now, ordinal, pod, scrapes).map(|ask| Request { ordinal, ask }));
+        }
+        requests
+    }
+
+    fn note_spools(&mut self, pods: &[PodSeen], scrapes: &Scrapes, replicas: u32) {
+        self.spooled.retain(|ordinal, _| *ordinal < replicas);
+        for pod in pods {
+            // More than 2^53 of them do not fit on a volume.
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "read as at least zero"
+            )]
+            match scrapes.latest(pod.ordinal).map(|sample| sample.spool_records) {
+                Ok(Ok(records)) if records > 0.0 => {
+                    self.spooled.insert(pod.ordinal, records as u64);
+                }
+                Ok(Ok(_none)) => {
+                    self.spooled.remove(&pod.ordinal);
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    fn step_victim(
+        &mut self,
+        now: Duration,
+        ordinal: u32,
+        pod: Option<&PodSeen>,
+        scrapes: &Scrapes,
+    ) -> Option<Ask> {
+        let spooled = self.spooled.contains_key(&ordinal);
+        let uid = pod.map_or("", |pod| pod.uid.as_str());
+        let is_other = |drain: &mut Drain| !uid.is_empty() && !drain.uid.is_empty() && drain.uid != uid;
+        if self.drains.get_mut(&ordinal).is_some_and(is_other) {
+            self.drains.remove(&ordinal);
+        }
+        let drain = self.drains.entry(ordinal).or_insert_with(|| Drain::new(uid, DrainState::Unknown, now));
+        match pod.map_or(PodPhase::Failed, |pod| pod.phase) {
+            // Without a process there is nothing to ask. The volume is kept whatever is on it, and what is on it counts
+            // where it is known.
+            PodPhase::Pending | PodPhase::Failed => {
+                drain.asked = false;
+                drain.enter(if spooled { DrainState::Spooled } else { DrainState::Absent }, now);
+                return None;
+            }
+            PodPhase::Draining => {
+                if drain.state != DrainState::Drained {
+                    drain.enter(DrainState::Leaving, now);
+                }
+                return None;
+            }
+            PodPhase::Running { .. } => drain.uid = uid.to_owned(),
+        }
+        if drain.under_way {
+            return None;
+        }
+        let ask = match drain.state {
+            _ if drain.serve_first => (now >= drain.retry_at).then_some(Ask::Cancel),
+            DrainState::Draining if now.saturating_sub(drain.since) >= DRAIN_TIMEOUT => {
+                drain.enter(DrainState::Stuck, now);
+                drain.back_off(now);
+                self.ended.push(DrainEnd::Stuck);
+                None
+            }
+            DrainState::Draining | DrainState::Drained => Some(Ask::Look),
+            DrainState::Stuck | DrainState::Refused(_) => (now >= drain.retry_at).then_some(Ask::Drain),
+            DrainState::Unknown
+            | DrainState::Spooled
+            | DrainState::Cancelling
+            | DrainState::Leaving
+            | DrainState::Absent => match scrapes.latest(ordinal) {
+                Err(_) => {
+                    drain.enter(DrainState::Unknown, now);
+                    None
+                }
+                Ok(sample) if spooled => {
+                    drain.enter(DrainState::Spooled, now);
+                    // Asked by an operator before this one, it would wait for ever.
+                    drain.serve_first = sample.draining == Ok(1.0);
+                    drain.asked |= drain.serve_first;
+                    (drain.serve_first && now >= drain.retry_at).then_some(Ask::Cancel)
+                }
+                Ok(_) => (now >= drain.retry_at).then_some(Ask::Drain),
+            },
+        };
+        drain.under_way = ask.is_some();
+        drain.asked |= ask == Some(Ask::Drain);
+        ask
+    }
+
+    /// Pods that drain and should not: an operator before this one asked them, or somebody by hand.
+    fn find_strays(&mut self, now: Duration, view: View<'_>) {
+        let View { pods, scrapes, target, .. } = view;
+        let strays = pods.iter().filter(|pod| {
+            let running = matches!(pod.phase, PodPhase::Running { .. });
+            let drains = scrapes.latest(pod.ordinal).is_ok_and(|sample| sample.draining == Ok(1.0));
+            pod.ordinal < target && running && drains && !self.drains.contains_key(&pod.ordinal)
+        });
+        self.strays =
+            strays.map(|pod| (pod.ordinal, self.strays.get(&pod.ordinal).copied().unwrap_or(now))).collect();
+        for pod in pods {
+            let Some(since) = self.strays.get(&pod.ordinal) else { continue };
+            if now.saturating_sub(*since) >= STRAY_AFTER {
+                let drain = Drain { asked: true, ..Drain::new(&pod.uid, DrainState::Cancelling, now) };
+                self.drains.insert(pod.ordinal, drain);
+            }
+        }
+    }
+
+    fn step_unwanted(
+        &mut self,
+        now: Duration,
+        ordinal: u32,
+        pod: Option<&PodSeen>,
+        scrapes: &Scrapes,
+    ) -> Option<Ask> {
+        let drain = self.drains.get_mut(&ordinal)?;
+        let same = |pod: &&PodSeen| matches!(pod.phase, PodPhase::Running { .. }) && pod.uid == drain.uid;
+        // Only a process that was asked to drain has to be told that it need not.
+        if !drain.asked || pod.filter(same).is_none() {
+            self.drains.remove(&ordinal);
+            return None;
+        }
+        if drain.state != DrainState::Cancelling {
+            drain.enter(DrainState::Cancelling, now);
+            drain.failures = 0;
+            drain.retry_at = now;
+        }
+        // A scrape from before the answer says nothing.
+        let serves = scrapes.latest(ordinal).is_ok_and(|sample| {
+            sample.draining == Ok(0.0) && sample.at > drain.since + Duration::from_secs(1)
+        });
+        if serves && !drain.under_way {
+            self.drains.remove(&ordinal);
+            self.ended.push(DrainEnd::Cancelled);
+            return None;
+        }
+        let ask = (!drain.under_way && now >= drain.retry_at).then_some(Ask::Cancel);
+        drain.under_way |= ask.is_some();
+        ask
+    }
+
+    /// Takes note of an answer. One that is no longer waited for changes nothing.
+    pub(super) fn replied(&mut self, now: Duration, request: Request, reply: Reply) {
+        let Request { ordinal, ask } = request;
+        let Some(drain) = self.drains.get_mut(&ordinal).filter(|drain| drain.under_way) else { return };
+        drain.under_way = false;
+        match (ask, drain.state) {
+            (Ask::Cancel, _) => match reply {
+                Ok(PodDrain { state: PodState::Serving, .. }) if drain.serve_first => {
+                    drain.serve_first = false;
+                    drain.asked = false;
+                    drain.enter(DrainState::Spooled, now);
+                }
+                Ok(PodDrain { state: PodState::Serving, .. }) => {
+                    self.drains.remove(&ordinal);
+                    self.ended.push(DrainEnd::Cancelled);
+                }
+                // Being stopped already.
+                Err(NoReply::Status(409)) => {
+                    self.drains.remove(&ordinal);
+                }
+                Ok(_) | Err(_) => drain.back_off(now),
+            },
+            // Its answer came after the decision to take the drain back.
+            (Ask::Drain | Ask::Look, DrainState::Cancelling) => {}
+            (Ask::Drain | Ask::Look, state) => match reply {
+                Ok(PodDrain { state: PodState::Drained, spool_records: 0 }) => {
+                    drain.failures = 0;
+                    if state != DrainState::Drained {
+                        self.ended.push(DrainEnd::Drained);
+                    }
+                    drain.enter(DrainState::Drained, now);
+                }
+                Ok(PodDrain { state: PodState::Drained, .. }) => {
+                    drain.serve_first = true;
+                    drain.retry_at = now;
+                    drain.enter(DrainState::Spooled, now);
+                }
+                Ok(PodDrain { state: PodState::Draining, .. }) if state == DrainState::Stuck => {
+                    drain.back_off(now);
+                }
+                Ok(PodDrain { state: PodState::Draining | PodState::Restarting, .. }) => {
+                    drain.enter(DrainState::Draining, now);
+                }
+                // Started anew meanwhile.
+                Ok(PodDrain { state: PodState::Serving, .. }) if ask == Ask::Look => {
+                    drain.enter(DrainState::Unknown, now);
+                }
+                Ok(PodDrain { state: PodState::Serving, .. }) => {
+                    refuse(drain, None, now);
+                    self.ended.push(DrainEnd::Refused);
+                }
+                Err(_) if ask == Ask::Look => {
+                    drain.failures = drain.failures.saturating_add(1);
+                    if state == DrainState::Drained && drain.failures >= SILENT_MAX {
+                        drain.enter(DrainState::Unknown, now);
+                    }
+                }
+                Err(reason) => {
+                    let status = match reason {
+                        NoReply::Silent => None,
+                        NoReply::Status(status) => Some(status),
+                    };
+                    refuse(drain, status, now);
+                    self.ended.push(DrainEnd::Refused);
+                }
+            },
+        }
+    }
+
+    /// How many pods may stay when those from `target` on are to go: of `replicas`, the highest ordinals that are released go.
+    pub(super) fn released(&self, target: u32, replicas: u32) -> u32 {
+        let is_released =
+            |ordinal: &u32| self.drains.get(ordinal).is_some_and(|drain| drain.state.is_released());
+        let gone = (target..replicas).rev().take_while(is_released).count();
+        replicas.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX))
+    }
+
+    /// All drains, by ordinal.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (u32, DrainState, Duration)> {
+        self.drains.iter().map(|(ordinal, drain)| (*ordinal, drain.state, drain.since))
+    }
+
+    /// What ended since the last call.
+    pub(super) fn take_ended(&mut self) -> Vec<DrainEnd> {
+        std::mem::take(&mut self.ended)
+    }
+}
+
+fn refuse(drain: &mut Drain, status: Option<u16>, now: Duration) {
+    drain.back_off(now);
+    drain.enter(DrainState::Refused(status), now);
+}
