@@ -32,6 +32,7 @@ use rand::RngExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as signal_watch;
+use tokio::task::JoinSet;
 
 use crate::cli::{Exit, RunArgs};
 use client::Fence;
@@ -191,30 +192,21 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
     };
     let controller = Controller::new(context, scope, health).run(stopped.clone(), ready);
     let work = async {
-        let (controller, rules) = (tokio::spawn(controller), tokio::spawn(rules::run(rules)));
-        tokio::pin!(controller, rules);
-        // Neither may end before it is told to.
-        let ended = tokio::select! {
-            _ = &mut controller => "the controller",
-            _ = &mut rules => "the controller of AlertRules",
-        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {
+            controller.await;
+            "the controller"
+        });
+        tasks.spawn(async {
+            rules::run(rules).await;
+            "the controller of AlertRules"
+        });
+        // None may end before it is told to.
+        let ended = tasks.join_next().await.and_then(Result::ok).unwrap_or("a controller, by a panic,");
         if !*stopped.borrow() {
             return Err(Error::Ended(ended));
         }
-        let rest = async {
-            tokio::join!(
-                async {
-                    if ended != "the controller" {
-                        let _ended = controller.await;
-                    }
-                },
-                async {
-                    if ended == "the controller" {
-                        let _ended = rules.await;
-                    }
-                }
-            )
-        };
+        let rest = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_TIMEOUT, rest).await.is_err() {
             tracing::warn!("not everything ended in time");
         }
