@@ -27,7 +27,8 @@ use crate::{SecretKeyRef, schema};
     .field_path(".encryptedFields"),
 ]))]
 pub struct Security {
-    /// The API key that every request must carry. Without it pods listen on the loopback address alone.
+    /// The API key that every request must carry. Default: on Kubernetes one that the operator generates, in the Secret
+    /// `NAME-api-key`; on one machine none, and pods listen on the loopback address alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key_secret_ref: Option<SecretKeyRef>,
     /// A second API key. Requests that carry it may do everything that the first one allows, and read encrypted fields

@@ -24,8 +24,9 @@ use serde::Serialize;
 
 pub use database::EmbeddedDatabase;
 pub use secrets::{
-    GeneratedSecret, SecretUse, database_secret, database_secret_name, generated_secrets, secret_uses,
-    secrets_hash, signing_key_name, signing_key_origin, signing_key_secret, signing_key_secret_key,
+    GeneratedSecret, SecretUse, api_key_name, database_secret, database_secret_name, generated_secrets,
+    has_generated_api_key, secret_uses, secrets_hash, signing_key_name, signing_key_origin,
+    signing_key_secret, signing_key_secret_key, with_api_key,
 };
 
 use crate::validate::Cluster;

@@ -40,10 +40,20 @@ const LEASE_RIGHTS: [&str; 3] = [
     "update coordination.k8s.io/leases certeus-operator",
 ];
 
-/// The definitions, roles and names of the releases belong to the whole cluster: one test at a time.
+/// The definitions, roles and names of the releases belong to the whole cluster: one test at a time, and none in a cluster that
+/// has ledgers, as tests delete the definitions in the end.
+#[track_caller]
 pub(super) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_used =
+        exists(&["crd", "ledgerclusters.certeus.io"]) || exists(&["namespace", SYSTEM]) && !is_ending(SYSTEM);
+    assert!(!is_used, "Certeus is installed in this cluster, or a test before this one did not clean up");
+    alone
+}
+
+fn is_ending(namespace: &str) -> bool {
+    get(&["namespace", namespace])["status"]["phase"] == "Terminating"
 }
 
 /// helm on the real API; fails the test when helm fails.

@@ -17,6 +17,8 @@ use crate::validate::{Cluster, DatabaseSource};
 
 /// Key of the generated signing key in its Secret.
 const SIGNING_KEY: &str = "signing-key";
+/// Key of the generated API key in its Secret.
+const API_KEY: &str = "api-key";
 /// Key of the embedded database's URL; as CloudNativePG calls it.
 const DATABASE_URI: &str = "uri";
 /// Key of the embedded database's password, for its own container.
@@ -85,6 +87,11 @@ pub enum GeneratedSecret {
         /// Name of the Secret.
         name: String,
     },
+    /// The key that callers show the pods.
+    ApiKey {
+        /// Name of the Secret.
+        name: String,
+    },
     /// User, password and URL of the embedded database.
     Database {
         /// Name of the Secret.
@@ -97,7 +104,7 @@ impl GeneratedSecret {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::SigningKey { name } | Self::Database { name } => name,
+            Self::SigningKey { name } | Self::ApiKey { name } | Self::Database { name } => name,
         }
     }
 
@@ -112,6 +119,7 @@ impl GeneratedSecret {
                 let key = SignerKey::from_seed(&origin, Algorithm::Ed25519, random)?;
                 Ok(signing_key_secret(cluster, &key.to_secret_text()))
             }
+            Self::ApiKey { name } => Ok(secret(cluster, name.clone(), &[(API_KEY, &hex(&random))])),
             Self::Database { .. } => Ok(database_secret(cluster, &hex(&random))),
         }
     }
@@ -122,9 +130,37 @@ impl GeneratedSecret {
 pub fn generated_secrets(cluster: &Cluster) -> Vec<GeneratedSecret> {
     let signing_key = cluster.security.signing_key_secret_ref.is_none();
     let signing_key = signing_key.then(|| GeneratedSecret::SigningKey { name: signing_key_name(cluster) });
+    let api_key =
+        has_generated_api_key(cluster).then(|| GeneratedSecret::ApiKey { name: api_key_name(cluster) });
     let embedded = matches!(cluster.database, DatabaseSource::Embedded { .. });
     let database = embedded.then(|| GeneratedSecret::Database { name: database_secret_name(cluster) });
-    signing_key.into_iter().chain(database).collect()
+    signing_key.into_iter().chain(api_key).chain(database).collect()
+}
+
+/// The cluster as it runs on Kubernetes: without an API key pods would listen on the loopback address alone, where neither
+/// clients nor probes reach them, so one is generated unless the user names it.
+#[must_use]
+pub fn with_api_key(mut cluster: Cluster) -> Cluster {
+    if cluster.security.api_key_secret_ref.is_none() {
+        cluster.security.api_key_secret_ref = Some(generated_api_key(&cluster));
+    }
+    cluster
+}
+
+/// Whether the API key is the generated one.
+#[must_use]
+pub fn has_generated_api_key(cluster: &Cluster) -> bool {
+    cluster.security.api_key_secret_ref.as_ref() == Some(&generated_api_key(cluster))
+}
+
+fn generated_api_key(cluster: &Cluster) -> SecretKeyRef {
+    SecretKeyRef { name: api_key_name(cluster), key: API_KEY.to_owned() }
+}
+
+/// Name of the Secret with the generated API key.
+#[must_use]
+pub fn api_key_name(cluster: &Cluster) -> String {
+    format!("{}-api-key", cluster.name)
 }
 
 /// Name of the Secret with the generated signing key.

@@ -25,7 +25,7 @@ fn inputs(replicas: u32) -> Inputs {
 /// Compares each object with a file of its own, and what files there are.
 #[track_caller]
 fn check(name: &str, inputs: &Inputs) {
-    let cluster = read(name);
+    let cluster = with_api_key(read(name));
     let folder = golden(name);
     let objects = build(&cluster, inputs).all().into_iter().map(|owned| owned.object);
     let generated = generated_secrets(&cluster);
@@ -188,9 +188,14 @@ fn without_their_definition_there_is_no_service_monitor() {
 fn generated_secrets_are_made_for_what_the_user_does_not_name_and_outlive_the_cluster() {
     assert!(generated_secrets(&read("full")).is_empty());
     let cluster = Cluster { uid: Some("1".to_owned()), ..read("minimal") };
+    let names = |cluster: &Cluster| -> Vec<String> {
+        generated_secrets(cluster).iter().map(|secret| secret.name().to_owned()).collect()
+    };
+    // On one machine nothing but this machine reaches the pods.
+    assert_eq!(names(&cluster), ["demo-signing-key", "demo-database"]);
+    let cluster = with_api_key(cluster);
+    assert_eq!(names(&cluster), ["demo-signing-key", "demo-api-key", "demo-database"]);
     let generated = generated_secrets(&cluster);
-    let names: Vec<&str> = generated.iter().map(GeneratedSecret::name).collect();
-    assert_eq!(names, ["demo-signing-key", "demo-database"]);
     for secret in &generated {
         let made = secret.make(&cluster, [1; 32]).unwrap();
         assert_eq!(made.metadata.name.as_deref(), Some(secret.name()));

@@ -238,6 +238,13 @@ fn in_kubernetes(cluster: &Cluster, observed: &Observed<'_>, around: &Surroundin
             Finding::new(ConditionType::SigningKey, true, R::Referenced, message)
         }
     });
+    findings.push(if crate::build::has_generated_api_key(cluster) {
+        let message = format!("generated in Secret {}", crate::build::api_key_name(cluster));
+        Finding::new(ConditionType::ApiKey, true, R::Generated, message)
+    } else {
+        let message = "as spec.security.apiKeySecretRef names it";
+        Finding::new(ConditionType::ApiKey, true, R::Referenced, message)
+    });
     if cluster.monitoring.service_monitor {
         let kind = ConditionType::Monitored;
         findings.push(if around.service_monitors {
@@ -254,11 +261,6 @@ fn in_kubernetes(cluster: &Cluster, observed: &Observed<'_>, around: &Surroundin
              spec.autoscaling.enabled to false and let it scale the LedgerCluster"
         );
         findings.push(Finding::new(ConditionType::AmbiguousOwner, true, R::OtherAutoscaler, message));
-    }
-    if cluster.security.api_key_secret_ref.is_none() {
-        let message = "spec.security.apiKeySecretRef is absent: pods listen on the loopback address alone, where neither \
-                       clients nor probes reach them";
-        findings.push(Finding::new(ConditionType::LoopbackOnly, true, R::NoApiKey, message));
     }
     if matches!(cluster.database, DatabaseSource::Embedded { .. }) {
         let message = "not for production: the embedded database has one pod, one volume and no backup";

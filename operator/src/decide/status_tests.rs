@@ -190,7 +190,8 @@ fn what_is_around_a_cluster_shows() {
     assert_eq!((status.image.as_deref(), &status.verifier_keys[..]), (Some("a/b:1"), &keys[..]));
     assert_eq!(status.database.as_deref(), Some("embedded, not for production"));
     assert!(condition(&status, ConditionType::EmbeddedDatabase).starts_with("True NotForProduction: "));
-    assert!(condition(&status, ConditionType::LoopbackOnly).starts_with("True NoApiKey: "));
+    let with_key = crate::build::with_api_key(scaled());
+    assert!(condition(&around(&with_key, AROUND), ConditionType::ApiKey).ends_with("in Secret demo-api-key"));
     assert!(condition(&status, ConditionType::SigningKey).starts_with("True Generated: "));
     assert_eq!(condition(&status, ConditionType::Monitored), "", "nobody asked for it");
 
@@ -201,7 +202,7 @@ fn what_is_around_a_cluster_shows() {
         "security: { apiKeySecretRef: { name: k, key: a }, signingKeySecretRef: { name: k, key: s } }";
     let status = around(&cluster(named), Surroundings { verifier_keys: &keys, ..AROUND });
     assert!(condition(&status, ConditionType::SigningKey).starts_with("True Referenced: "));
-    assert_eq!(condition(&status, ConditionType::LoopbackOnly), "");
+    assert!(condition(&status, ConditionType::ApiKey).starts_with("True Referenced: "));
 
     let autoscalers = ["HorizontalPodAutoscaler demo".to_owned()];
     let status = around(&scaled(), Surroundings { autoscalers: &autoscalers, ..AROUND });

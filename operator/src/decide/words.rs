@@ -44,14 +44,14 @@ words! {
         DatabaseReachable,
         /// There is a key to sign the log with.
         SigningKey,
+        /// There is a key that callers have to show.
+        ApiKey,
         /// A Prometheus operator is told of the pods. Only where that is wanted.
         Monitored,
         /// The database is the bottleneck: more pods would not help. Only while it is true.
         DownstreamSaturated,
         /// Something else sets the number of pods as well. Only while it is true.
         AmbiguousOwner,
-        /// Nothing beyond each pod itself can reach it, as no API key is named. Only while it is true.
-        LoopbackOnly,
         /// The database is the embedded one. Only while it is true.
         EmbeddedDatabase,
         /// `spec.paused` is set. Only while it is true.
@@ -117,9 +117,9 @@ words! {
         Unreachable,
         /// DatabaseReachable: no pod reports.
         NotReported,
-        /// SigningKey: the operator made it.
+        /// SigningKey, ApiKey: the operator made it.
         Generated,
-        /// SigningKey: `spec.security.signingKeySecretRef` names it.
+        /// SigningKey, ApiKey: the spec names it.
         Referenced,
         /// SigningKey: it is not there, or is no key.
         Unusable,
@@ -131,8 +131,6 @@ words! {
         SlowCommits,
         /// AmbiguousOwner: another autoscaler sets the workload's replicas.
         OtherAutoscaler,
-        /// LoopbackOnly: `spec.security.apiKeySecretRef` is absent.
-        NoApiKey,
         /// EmbeddedDatabase: one pod, one volume, no backup.
         NotForProduction,
         /// DryRun: there is something that would be done.

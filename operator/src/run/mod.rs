@@ -111,10 +111,19 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Error> {
     // Two threads: the work is waiting for answers.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().map_err(Error::Start)?;
+    raise_file_limit();
     let result = runtime.block_on(operate(args, level));
     // What still runs has no more to say.
     runtime.shutdown_background();
     result
+}
+
+/// One connection is kept to each pod, and the usual soft limit of 1,024 files would be too few for some hundred clusters.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is not allowed, pods beyond it are measured less often.
+    let _as_many_as_allowed = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {

@@ -81,6 +81,8 @@ struct Outlet {
     changes: mpsc::Sender<Change>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// Which of the watched namespaces.
+    place: usize,
 }
 
 /// How much depends on a watch.
@@ -100,10 +102,10 @@ pub(crate) fn start(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
 ) -> Watches {
-    let outlet = Outlet { changes, metrics: Arc::clone(metrics), health: Arc::clone(health) };
+    let outlet = Outlet { changes, metrics: Arc::clone(metrics), health: Arc::clone(health), place: 0 };
     let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
-    for namespace in scope.namespaces() {
-        let start = Start { client, namespace, outlet: &outlet };
+    for (place, namespace) in scope.namespaces().into_iter().enumerate() {
+        let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
         start.all(&mut watches);
     }
     watches
@@ -117,11 +119,11 @@ pub(crate) fn start_service_monitors(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
 ) -> JoinSet<()> {
-    let outlet =
-        Outlet { changes: changes.clone(), metrics: Arc::clone(metrics), health: Arc::clone(health) };
+    let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
+    let outlet = Outlet { changes, metrics, health, place: 0 };
     let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
-    for namespace in scope.namespaces() {
-        let start = Start { client, namespace, outlet: &outlet };
+    for (place, namespace) in scope.namespaces().into_iter().enumerate() {
+        let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
         start.metadata(&build::service_monitor_resource(), Need::Helpful, &mut watches);
     }
     watches.tasks
@@ -130,7 +132,7 @@ pub(crate) fn start_service_monitors(
 struct Start<'a> {
     client: &'a Client,
     namespace: Option<&'a str>,
-    outlet: &'a Outlet,
+    outlet: Outlet,
 }
 
 impl Start<'_> {
@@ -240,11 +242,11 @@ async fn run<K, V>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let Outlet { changes, metrics, health } = outlet;
+    let Outlet { changes, metrics, health, place } = outlet;
     let (events, errors) =
         (metrics.watch_events.with_label_values(&[name]), metrics.watch_errors.with_label_values(&[name]));
     let last = metrics.watch_last_event.with_label_values(&[name]);
-    let source = (need == Need::Required).then_some(Source::Watch(name));
+    let source = (need == Need::Required).then_some(Source::Watch(name, place));
     // What was there, so that what a new list lacks is known to be gone.
     let mut known: HashSet<ObjectKey> = HashSet::new();
     let mut listed: HashSet<ObjectKey> = HashSet::new();

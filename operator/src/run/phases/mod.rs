@@ -177,7 +177,7 @@ fn validated(record: &mut Record, snapshot: &Snapshot) -> Result<Arc<Cluster>, E
         return Ok(Arc::clone(cluster));
     }
     let object = seen.object.as_ref().map_err(|errors| Error::Invalid(errors.clone()))?;
-    let cluster = Arc::new(validate(object).map_err(Error::Invalid)?);
+    let cluster = Arc::new(build::with_api_key(validate(object).map_err(Error::Invalid)?));
     record.valid = Some((seen.uid.clone(), seen.generation, Arc::clone(&cluster)));
     Ok(cluster)
 }

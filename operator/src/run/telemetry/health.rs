@@ -14,8 +14,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// What the operator depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Source {
-    /// A watch, by its name in metrics.
-    Watch(&'static str),
+    /// A watch, by its name in metrics and by which of the watched namespaces it looks at: that of one must not hide that
+    /// another fails.
+    Watch(&'static str, usize),
     /// The loop that hands out reconciles.
     Controller,
     /// Acquiring or renewing the lease.
@@ -82,7 +83,7 @@ impl Health {
     pub(crate) fn live(&self, now: Duration) -> Result<(), String> {
         let state = self.lock();
         for (source, progress) in &state.sources {
-            if let Source::Watch(name) = source {
+            if let Source::Watch(name, _) = source {
                 // A quiet watch is a healthy one: an idle cluster has no events.
                 if let Some(since) = progress.failing_since
                     && now.saturating_sub(since) > WATCH_FAILING_MAX
@@ -122,11 +123,12 @@ mod tests {
     #[test]
     fn a_watch_may_be_silent_but_not_fail_for_long() {
         let health = Health::new();
-        let pods = Source::Watch("pods");
+        let pods = Source::Watch("pods", 0);
         health.progress(pods, at(0));
         assert_eq!(health.live(at(100_000)), Ok(()));
         health.failure(pods, at(100_000), "forbidden".to_owned());
         health.failure(pods, at(100_170), "refused".to_owned());
+        health.progress(Source::Watch("pods", 1), at(100_170));
         assert_eq!(health.live(at(100_180)), Ok(()));
         let told = health.live(at(100_181)).unwrap_err();
         assert_eq!(told, "the watch of pods has failed for 181 s: refused");
