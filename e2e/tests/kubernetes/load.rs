@@ -95,29 +95,27 @@ impl Drop for End<'_> {
 }
 
 #[test]
-fn kubectl_scale_drains_and_a_pod_that_does_not_drain_is_kept() {
+fn a_pod_that_does_not_drain_is_kept_and_hinders_nothing_else() {
+    const THREE: &str = "  autoscaling: {min: 3, max: 3, cooldown: 1s}\n";
+    // The same largest number, so that no pod gets another configuration.
+    const FEWER: &str = "  autoscaling: {min: 1, max: 3, cooldown: 1s}\n";
     let _alone = crate::alone();
     let world = Installed::new("drain", true);
     let operator = world.operator();
-    world.create("trades", &fixed(1));
+    world.create("trades", THREE);
     world.wait_until_ready("trades");
-    world.space.kubectl(&["scale", "lc/trades", "--replicas=3"]).unwrap();
     world.wait_for_pods("trades", 3);
-    world
-        .space
-        .kubectl(&["wait", "--for=jsonpath={.status.readyReplicas}=3", "lc/trades", "--timeout=60s"])
-        .unwrap();
 
     // The last pod goes, the one before it refuses to.
     let front = world.kubelet.front("trades-1").unwrap();
     front.inject(Rule::new("POST", "/admin/drain", Fault::Refuse(503)));
-    world.space.kubectl(&["scale", "lc/trades", "--replicas=1"]).unwrap();
+    world.apply("trades", FEWER);
     world.wait("the last pod to drain", IN_TIME, || replicas(&world) == 2);
     world.wait("the other one to be asked", IN_TIME, || {
         front.seen().iter().any(|seen| seen.method == "POST" && seen.path == "/admin/drain" && seen.broken)
     });
     // Everything else goes on.
-    world.apply("trades", &format!("{}  monitoring: {{dashboard: true}}\n", fixed(1)));
+    world.apply("trades", &format!("{FEWER}  monitoring: {{dashboard: true}}\n"));
     world.wait("another change", IN_TIME, || world.owned().iter().any(|object| object.contains("dashboard")));
     std::thread::sleep(WATCHED);
     assert_eq!(replicas(&world), 2, "a pod was removed that had not drained");

@@ -164,7 +164,7 @@ fn a_deleted_cluster_goes_with_all_it_owns_although_its_pods_hang() {
     let operator = world.operator();
     world.create("trades", &fixed(1));
     world.wait_until_ready("trades");
-    // The data plane is gone: the database is down and the pod does not answer.
+    // The data plane does not answer.
     world.kubelet.freeze("trades-0").unwrap();
     world
         .space
