@@ -10,6 +10,7 @@ mod clock;
 mod controller;
 mod discovery;
 mod error;
+mod follow;
 mod lease;
 mod owned;
 mod phases;
@@ -184,6 +185,7 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
         http: context.http.clone(),
         pods: context.pods.clone(),
         metrics,
+        health: Arc::clone(&health),
         stop: stopped.clone(),
     };
     let ready = {

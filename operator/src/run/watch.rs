@@ -1,45 +1,35 @@
 //! What the operator watches, cut down to what it needs: objects in, [`Change`]s out.
 //!
 //! Bodies are read where they count (LedgerClusters, StatefulSets, pods, autoscalers) and dropped at once but for a few fields;
-//! of everything else only metadata crosses the wire. Secrets are never held: only that one changed is passed on. A watch that
-//! fails begins anew by itself, with pauses; its failures show in health and metrics. Nothing here decides anything.
+//! of everything else only metadata crosses the wire. Secrets are never held: only that one changed is passed on. Nothing here
+//! decides anything. Read next: `follow.rs`.
 
-use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
 
 use certeus_crds::{FieldError, LedgerCluster, LedgerClusterStatus};
 use certeus_operator::build;
-use futures_util::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::core::NamespaceScope;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Scope;
-use super::clock;
+use super::follow::{Need, Outlet, follow};
 use super::owned::{Seen, Workload};
 use super::pods::{INSTANCE_LABEL, ObjectKey, PodSeen};
-use super::telemetry::{Health, Metrics, Source};
+use super::telemetry::{Health, Metrics};
 
-/// Objects of one page of a list: a hundred pods are a few hundred kilobytes.
-const PAGE_OBJECTS: u32 = 100;
-/// A watch ends and begins anew after this many seconds, so that a dead connection is noticed.
-const WATCH_SECONDS: u32 = 240;
 /// Objects of ours of every kind carry it.
 const OURS: &str = "app.kubernetes.io/managed-by=certeus-operator";
 /// Secrets that nobody refers to from a LedgerCluster, and of which there may be very many.
 const SECRETS: &str = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token";
-/// While a watch fails, it shows as failing at least this often.
-const PROGRESS: Duration = Duration::from_secs(5);
-
 /// A LedgerCluster as the API server has it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ClusterSeen {
@@ -75,25 +65,6 @@ pub(crate) struct Watches {
     pub(crate) lists: usize,
 }
 
-/// What a watch needs beside what it watches.
-#[derive(Clone)]
-struct Outlet {
-    changes: mpsc::Sender<Change>,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    /// Which of the watched namespaces.
-    place: usize,
-}
-
-/// How much depends on a watch.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// Without it the operator is blind.
-    Required,
-    /// Without it something is noticed later: at the next look at the cluster.
-    Helpful,
-}
-
 /// Starts all watches in `scope`.
 pub(crate) fn start(
     client: &Client,
@@ -102,7 +73,13 @@ pub(crate) fn start(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
 ) -> Watches {
-    let outlet = Outlet { changes, metrics: Arc::clone(metrics), health: Arc::clone(health), place: 0 };
+    let outlet = Outlet {
+        changes,
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+        place: 0,
+        synced: || Change::Synced,
+    };
     let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
     for (place, namespace) in scope.namespaces().into_iter().enumerate() {
         let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
@@ -120,7 +97,7 @@ pub(crate) fn start_service_monitors(
     health: &Arc<Health>,
 ) -> JoinSet<()> {
     let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
-    let outlet = Outlet { changes, metrics, health, place: 0 };
+    let outlet = Outlet { changes, metrics, health, place: 0, synced: || Change::Synced };
     let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
     for (place, namespace) in scope.namespaces().into_iter().enumerate() {
         let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
@@ -132,7 +109,7 @@ pub(crate) fn start_service_monitors(
 struct Start<'a> {
     client: &'a Client,
     namespace: Option<&'a str>,
-    outlet: Outlet,
+    outlet: Outlet<Change>,
 }
 
 impl Start<'_> {
@@ -212,8 +189,8 @@ impl Start<'_> {
         V: Send + 'static,
     {
         watches.lists += usize::from(need == Need::Required);
-        let config = config.page_size(PAGE_OBJECTS).timeout(WATCH_SECONDS);
-        watches.tasks.spawn(run(name, need, api, config, read, change, self.outlet.clone()));
+        let outlet = self.outlet.clone();
+        watches.tasks.spawn(follow(name, need, api, config, read, change, outlet));
     }
 }
 
@@ -229,101 +206,6 @@ fn known(kind: &str) -> Option<(&'static str, &'static str)> {
         "ServiceMonitor" => Some(("ServiceMonitor", "servicemonitors")),
         _ => None,
     }
-}
-
-async fn run<K, V>(
-    name: &'static str,
-    need: Need,
-    api: Api<K>,
-    config: watcher::Config,
-    read: impl Fn(K) -> Option<V>,
-    change: impl Fn(ObjectKey, Option<V>) -> Change,
-    outlet: Outlet,
-) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    let Outlet { changes, metrics, health, place } = outlet;
-    let (events, errors) =
-        (metrics.watch_events.with_label_values(&[name]), metrics.watch_errors.with_label_values(&[name]));
-    let last = metrics.watch_last_event.with_label_values(&[name]);
-    let source = (need == Need::Required).then_some(Source::Watch(name, place));
-    // What was there, so that what a new list lacks is known to be gone.
-    let mut known: HashSet<ObjectKey> = HashSet::new();
-    let mut listed: HashSet<ObjectKey> = HashSet::new();
-    let (mut synced, mut failing, mut told) = (false, false, Duration::ZERO);
-    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
-    // The stream never ends by itself.
-    while let Some(event) = stream.next().await {
-        let now = clock::now();
-        let event = match event {
-            Ok(event) => {
-                events.inc();
-                last.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-                if failing || now.saturating_sub(told) > PROGRESS {
-                    if let Some(source) = source {
-                        health.progress(source, now);
-                    }
-                    (failing, told) = (false, now);
-                }
-                event
-            }
-            Err(error) => {
-                errors.inc();
-                let text = crate::local::chain(&error);
-                // Watches end in the ordinary course of things; a list that cannot be had is trouble.
-                if !failing {
-                    tracing::warn!(watch = name, error = text, "a watch failed; it begins anew");
-                }
-                failing = true;
-                if let Some(source) = source {
-                    health.failure(source, now, text);
-                }
-                continue;
-            }
-        };
-        let mut out = Vec::new();
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitApply(object) => {
-                if let Some(key) = key(&object) {
-                    listed.insert(key.clone());
-                    out.push(change(key, read(object)));
-                }
-            }
-            watcher::Event::InitDone => {
-                let gone = known.difference(&listed).cloned();
-                out.extend(gone.map(|key| change(key, None)));
-                known = std::mem::take(&mut listed);
-                if !synced && need == Need::Required {
-                    out.push(Change::Synced);
-                }
-                synced = true;
-            }
-            watcher::Event::Apply(object) => {
-                if let Some(key) = key(&object) {
-                    known.insert(key.clone());
-                    out.push(change(key, read(object)));
-                }
-            }
-            watcher::Event::Delete(object) => {
-                if let Some(key) = key(&object) {
-                    known.remove(&key);
-                    out.push(change(key, None));
-                }
-            }
-        }
-        for change in out {
-            // The controller reads until it ends, and then nobody wants to know.
-            if changes.send(change).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-fn key<K: Resource>(object: &K) -> Option<ObjectKey> {
-    let meta = object.meta();
-    Some(ObjectKey::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
 }
 
 /// The cluster that an object of ours belongs to.

@@ -27,7 +27,7 @@ use super::error::Class;
 use super::pod_http::PodHttp;
 use super::pods::{ObjectKey, PodDirectory};
 use super::queue::{Queue, Wake};
-use super::telemetry::Metrics;
+use super::telemetry::{Health, Metrics};
 use round::{Again, Memory, Round, Tools, round};
 use seen::{Change, RuleSeen};
 
@@ -54,13 +54,14 @@ pub(crate) struct Context {
     /// The clusters and their pods, with address and key.
     pub(crate) pods: PodDirectory,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
     /// Becomes true when the process is to end.
     pub(crate) stop: watch::Receiver<bool>,
 }
 
 /// Runs until `stop`. An end before that ends the process.
 pub(crate) async fn run(context: Context) {
-    let Context { client, scope, http, pods, metrics, mut stop } = context;
+    let Context { client, scope, http, pods, metrics, health, mut stop } = context;
     let reporter = Reporter { controller: "certeus.io/operator".to_owned(), instance: None };
     let recorder = Recorder::new(client.clone(), reporter);
     let tools = match Tools::new(client.clone(), http, recorder, Arc::clone(&metrics)) {
@@ -72,7 +73,7 @@ pub(crate) async fn run(context: Context) {
     };
     let mut pod_changes = pods.changes();
     let (sender, mut changes) = mpsc::channel(CHANGES_MAX);
-    let mut watches = seen::watch(&client, &scope, &sender, &metrics);
+    let mut watches = seen::watch(&client, &scope, &sender, &metrics, &health);
     let mut keeper = Keeper::new(tools, pods, watches.len());
     keeper.wake_all(clock::now());
     loop {

@@ -1,33 +1,25 @@
 //! AlertRules as the API server has them, checked once for each generation, and the watch that brings them.
 //! Of the specification nothing is kept but what is sent to pods.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use certeus_crds::{AlertRule, AlertRuleStatus, FieldError};
 use certeus_operator::rules::{Accepted, validate};
-use futures_util::StreamExt;
 use jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::super::Scope;
-use super::super::clock;
+use super::super::follow::{Need, Outlet, follow};
 use super::super::pods::ObjectKey;
-use super::super::telemetry::Metrics;
+use super::super::telemetry::{Health, Metrics};
 
 /// Keeps an object until no pod has its rules any more.
 pub(super) const FINALIZER: &str = "certeus.io/rules";
-/// Name of the watch in metrics.
-const WATCH: &str = "alertrules";
-/// Objects of one page of a list.
-const PAGE_OBJECTS: u32 = 250;
-/// A watch ends and begins anew after this many seconds, so that a dead connection is noticed.
-const WATCH_SECONDS: u32 = 240;
 
 /// One thing that became different.
 #[derive(Debug)]
@@ -96,6 +88,7 @@ pub(super) fn watch(
     scope: &Scope,
     changes: &mpsc::Sender<Change>,
     metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
 ) -> JoinSet<()> {
     let kind = ApiResource::erase::<AlertRule>(&());
     let apis: Vec<Api<DynamicObject>> = match scope {
@@ -105,77 +98,16 @@ pub(super) fn watch(
         }
     };
     let mut tasks = JoinSet::new();
-    for api in apis {
-        tasks.spawn(follow(api, changes.clone(), Arc::clone(metrics)));
+    for (place, api) in apis.into_iter().enumerate() {
+        let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
+        let outlet = Outlet { changes, metrics, health, place, synced: || Change::Synced };
+        let change = |key, object: Option<Box<DynamicObject>>| match object {
+            Some(object) => Change::Rule(key, object),
+            None => Change::Gone(key),
+        };
+        let read = |object| Some(Box::new(object));
+        let config = watcher::Config::default();
+        tasks.spawn(follow("alertrules", Need::Required, api, config, read, change, outlet));
     }
     tasks
-}
-
-async fn follow(api: Api<DynamicObject>, changes: mpsc::Sender<Change>, metrics: Arc<Metrics>) {
-    let events = metrics.watch_events.with_label_values(&[WATCH]);
-    let errors = metrics.watch_errors.with_label_values(&[WATCH]);
-    let last = metrics.watch_last_event.with_label_values(&[WATCH]);
-    let config = watcher::Config::default().page_size(PAGE_OBJECTS).timeout(WATCH_SECONDS);
-    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
-    // What was there, so that what a new list lacks is known to be gone.
-    let (mut known, mut listed) = (HashSet::new(), HashSet::new());
-    let (mut synced, mut failing) = (false, false);
-    // The stream never ends by itself.
-    while let Some(event) = stream.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                errors.inc();
-                if !failing {
-                    let reason = crate::local::chain(&error);
-                    tracing::warn!(watch = WATCH, reason, "a watch failed; it begins anew");
-                }
-                failing = true;
-                continue;
-            }
-        };
-        failing = false;
-        events.inc();
-        last.set(i64::try_from(clock::now().as_secs()).unwrap_or(i64::MAX));
-        let mut out = Vec::new();
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitApply(object) => {
-                let key = key(&object);
-                listed.insert(key.clone());
-                out.push(Change::Rule(key, Box::new(object)));
-            }
-            watcher::Event::InitDone => {
-                out.extend(known.difference(&listed).cloned().map(Change::Gone));
-                known = std::mem::take(&mut listed);
-                if !std::mem::replace(&mut synced, true) {
-                    out.push(Change::Synced);
-                }
-            }
-            watcher::Event::Apply(object) => {
-                let key = key(&object);
-                known.insert(key.clone());
-                out.push(Change::Rule(key, Box::new(object)));
-            }
-            watcher::Event::Delete(object) => {
-                let key = key(&object);
-                known.remove(&key);
-                out.push(Change::Gone(key));
-            }
-        }
-        for change in out {
-            // The controller reads until it ends, and then nobody wants to know.
-            if changes.send(change).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-fn key(object: &DynamicObject) -> ObjectKey {
-    let metadata = &object.metadata;
-    ObjectKey::new(
-        metadata.namespace.as_deref().unwrap_or_default(),
-        metadata.name.as_deref().unwrap_or_default(),
-    )
 }
