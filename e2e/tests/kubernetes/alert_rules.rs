@@ -27,7 +27,7 @@ fn loaded(world: &Installed, pod: &str) -> Option<Vec<String>> {
     let reply = http::request(world.kubelet.admin_of(pod)?, "GET", "/rules").ok()?;
     let list: Value = serde_json::from_slice(&reply.body).unwrap();
     let entry = |rules: &Value| format!("{}@{}", rules["name"].as_str().unwrap(), rules["generation"]);
-    Some(list["rules"].as_array().unwrap().iter().map(entry).collect())
+    Some(list["rules"].as_array()?.iter().map(entry).collect())
 }
 
 fn has(world: &Installed, pod: &str, expected: &[&str]) -> bool {
