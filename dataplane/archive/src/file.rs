@@ -82,13 +82,7 @@ impl Archive {
     /// # Errors
     /// When anything differs, or the store fails.
     pub async fn verify(&self, written: &Written) -> Result<(), Error> {
-        let mut stream = self.store.get(&self.path(&written.name)).await?.into_stream();
-        let (mut hasher, mut bytes) = (Sha256::new(), 0);
-        while let Some(piece) = stream.try_next().await? {
-            hasher.update(&piece);
-            bytes += piece.len() as u64;
-        }
-        if bytes != written.bytes || hasher.finalize()[..] != written.sha256 {
+        if self.digest(&written.name).await? != (written.sha256, written.bytes) {
             return Err(Error::Digest);
         }
         let file = self.open_file(&written.name).await?;
@@ -106,6 +100,32 @@ impl Archive {
             }
         }
         if rows == written.rows { Ok(()) } else { Err(Error::Malformed("it has another number of rows")) }
+    }
+
+    /// Reads a file in full; gives SHA-256 and number of its bytes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn digest(&self, name: &str) -> Result<([u8; 32], u64), Error> {
+        let mut stream = self.store.get(&self.path(name)).await?.into_stream();
+        let (mut hasher, mut bytes) = (Sha256::new(), 0);
+        while let Some(piece) = stream.try_next().await? {
+            hasher.update(&piece);
+            bytes += piece.len() as u64;
+        }
+        Ok((hasher.finalize().into(), bytes))
+    }
+
+    /// Whether there is a file of this name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn has(&self, name: &str) -> Result<bool, Error> {
+        match self.store.head(&self.path(name)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Opens a file by reading its end.
@@ -232,12 +252,18 @@ impl File {
         blocking(move || format::decode(&metadata, group, Part { start, bytes })).await
     }
 
+    /// The row group that an id is in, if it is in the file at all.
+    #[must_use]
+    pub fn group_of(&self, id: Uuid) -> Option<usize> {
+        format::group_of(&self.metadata, id)
+    }
+
     /// The row of an id, checked against its log entry.
     ///
     /// # Errors
     /// When the store fails, or the file is damaged.
     pub async fn find(&self, id: Uuid) -> Result<Option<Row>, Error> {
-        let Some(group) = format::group_of(&self.metadata, id) else { return Ok(None) };
+        let Some(group) = self.group_of(id) else { return Ok(None) };
         let row = self.rows(group).await?.into_iter().find(|row| row.id == id);
         match row {
             Some(row) if !row.matches_entry() => Err(Error::Altered(id)),

@@ -41,6 +41,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there is no such file.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Store(object_store::Error::NotFound { .. }))
+    }
+
     /// Whether the store could not be asked, so that a later try may succeed; otherwise stored bytes are wrong or gone.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {

@@ -90,9 +90,19 @@ impl Archive {
     /// # Errors
     /// When the folder cannot be made, or settings for S3 are wrong.
     pub fn open(location: &Location) -> Result<Self, LocationError> {
+        if let Location::Folder(path) = location {
+            std::fs::create_dir_all(path).map_err(LocationError::Folder)?;
+        }
+        Self::open_present(location)
+    }
+
+    /// Opens an archive to read it; a folder that is missing is an error.
+    ///
+    /// # Errors
+    /// When there is no such folder, or settings for S3 are wrong.
+    pub fn open_present(location: &Location) -> Result<Self, LocationError> {
         match location {
             Location::Folder(path) => {
-                std::fs::create_dir_all(path).map_err(LocationError::Folder)?;
                 let store = LocalFileSystem::new_with_prefix(path)?.with_fsync(true);
                 Ok(Self { store: Arc::new(store), prefix: Path::default() })
             }

@@ -11,8 +11,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use certeus_ledger::audit::{Audit, AuditError, Options, Report};
-use certeus_ledger::{Class, Database};
+use certeus_ledger::audit::{ArchiveFrom, Audit, AuditError, Options, Report, RowCounts};
+use certeus_ledger::{ArchiveLocation, Class, Database};
 use tokio::runtime::Builder;
 use tokio::time::MissedTickBehavior;
 
@@ -26,7 +26,9 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 const AFTER_HELP: &str = "\
 Every event is hashed again and compared with its log entry, every log entry goes into the tree again,
 and the tree is compared with every stored tile and signed checkpoint, and with those you bring.
-Findings name the event: altered, removed, added, or in another one's place.
+Findings name the event: altered, removed, added, or in another one's place. Archived events are hashed
+again as well, from their files, which must be those that are on record and have every event of their
+days once.
 
   certeus audit --key log.vkey --checkpoint kept.checkpoint --state audit.state
 
@@ -35,6 +37,15 @@ or rewritten together with its own checkpoints: bring one. With --state, what wa
 few seconds; the same command goes on there. It then ends where the ledger stood at the first start;
 the file is removed at the end. Keep it where nobody else can write.
 
+Archived files are read where they were written to: a folder, or a bucket with the usual AWS_ variables
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT, ...). If they were moved, or you
+have a copy, say where; if you have none, leave them out, and the report says what it did not look at:
+
+  certeus audit --key log.vkey --archive file:///mnt/mirror/events
+  certeus audit --key log.vkey --without-archive
+
+An archive that cannot be reached is an error (exit status 3), never a finding.
+
 The role needs to read the schema `certeus`: GRANT USAGE ON SCHEMA certeus TO auditor;
 GRANT SELECT ON ALL TABLES IN SCHEMA certeus TO auditor;
 
@@ -42,7 +53,7 @@ Environment:
   CERTEUS_DB_URL   the database, unless --db is given; an option can be seen by others on the machine
 
 Exit status:
-  0    everything is as it was committed and signed
+  0    everything that was looked at is as it was committed and signed
   1    there are findings
   2    wrong usage, or an input that cannot be used; nothing was audited
   3    the audit could not be finished
@@ -70,7 +81,13 @@ pub(crate) struct Args {
     /// Keep what was done in this file, and go on from there
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Connections that read events at the same time [default: one for each core]
+    /// Read archived files here instead of where they were written to: file:///absolute/path or s3://bucket/prefix
+    #[arg(long, value_name = "URL", conflicts_with = "without_archive")]
+    archive: Option<ArchiveLocation>,
+    /// Leave out archived events: only their log entries are audited
+    #[arg(long)]
+    without_archive: bool,
+    /// Connections that read events, or archived files, at the same time [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
     /// Print the report as JSON
@@ -128,12 +145,23 @@ pub(crate) fn run(args: &Args) -> u8 {
             let text =
                 if args.json { report::json(&report, elapsed) } else { report::text(&report, elapsed) };
             let status = u8::from(report.findings.count() > 0);
+            if report.rows.archived_unseen() > 0 && args.without_archive {
+                let unseen = report.rows.archived_unseen();
+                eprintln!(
+                    "note: {unseen} archived events were left out (--without-archive): this says nothing about their content"
+                );
+            }
             // A report that nobody got is none.
             if io::stdout().write_all(text.as_bytes()).is_ok() { status } else { 3 }
         }
         Ok(Ending::Interrupted) => 130,
         Err(error) => {
             eprintln!("error: {}", input::chain(&error));
+            if matches!(&error, Error::Audit(error) if error.concerns_archive()) {
+                eprintln!(
+                    "hint: --archive URL reads the files at another place, --without-archive leaves archived events out"
+                );
+            }
             error.status()
         }
     }
@@ -152,6 +180,11 @@ fn audit(args: &Args) -> Result<Ending, Error> {
         keys,
         checkpoints: checkpoints.collect::<Result<_, Error>>()?,
         jobs: args.jobs.map_or(cores, usize::from),
+        archive: match &args.archive {
+            _ if args.without_archive => ArchiveFrom::Skip,
+            Some(location) => ArchiveFrom::At(location.clone()),
+            None => ArchiveFrom::Recorded,
+        },
     };
     let saved = args.state.as_deref().map(read_state).transpose()?.flatten();
     let runtime = Builder::new_multi_thread()
@@ -222,7 +255,8 @@ async fn drive(options: Options, saved: Option<Vec<u8>>, state: Option<&Path>) -
         let source = |source| Error::State { action: "remove", path: path.to_owned(), source };
         std::fs::remove_file(path).map_err(source)?;
     }
-    let rehashed = report.rows.rehashed - before.rows.rehashed;
+    let hashed = |rows: RowCounts| rows.rehashed + rows.archived_rehashed;
+    let rehashed = hashed(report.rows) - hashed(before.rows);
     let effort = Effort { elapsed: start.elapsed(), cpu: cpu_time(), rehashed };
     Ok(Ending::Finished(Box::new(report), effort))
 }

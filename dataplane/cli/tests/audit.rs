@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
-use certeus_ledger::{Availability, Config, Database, Ledger, QueueConfig};
+use certeus_ledger::{ArchiveConfig, Availability, Config, Database, Ledger, QueueConfig};
 use certeus_localpg::LocalPg;
 use certeus_tlog::note::{Algorithm, SignerKey};
 use serde_json::Value;
 use tokio_postgres::NoTls;
 
-async fn fill(url: &str) {
+/// Fills a ledger. With an archive, all of it is archived then.
+async fn fill(url: &str, archive: Option<&Path>) {
+    let location = |path: &Path| format!("file://{}", path.display()).parse().unwrap();
     let config = Config {
         name: "default".to_owned(),
         database: Database::from_url(url).unwrap(),
@@ -29,7 +31,7 @@ async fn fill(url: &str) {
         },
         encryption: None,
         log: None,
-        archive: None,
+        archive: archive.map(|path| ArchiveConfig { location: location(path), keep: None }),
         spool: None,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
@@ -40,6 +42,11 @@ async fn fill(url: &str) {
     let limits = Limits { request_events_max: 1000, event_bytes_max: 1000, encrypted_fields: None };
     let parsed = Submission::parse(body, Format::Ndjson, &limits, OnBadEvent::RefuseAll).unwrap();
     ledger.append(parsed.submission.unwrap()).await.unwrap();
+    if archive.is_some() {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap() + Duration::from_secs(3 * 86_400);
+        let now = u64::try_from(now.as_millis()).unwrap();
+        assert_eq!(ledger.retain(Duration::ZERO, now).await.unwrap().events, 300);
+    }
     ledger.close();
     tokio::time::timeout(Duration::from_secs(30), tasks.finished()).await.expect("drains in time");
 }
@@ -58,7 +65,7 @@ fn audit(dir: &Path, url: &str, arguments: &[&str]) -> Output {
 async fn the_exit_status_and_the_report_say_what_was_found() {
     let pg = LocalPg::start(&certeus_localpg::Options::default()).unwrap();
     let url = pg.url();
-    fill(&url).await;
+    fill(&url, None).await;
     let dir = tempfile::tempdir().unwrap();
     let key = SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [1; 32]).unwrap();
     let vkey = key.verifier().to_string();
@@ -93,4 +100,61 @@ async fn the_exit_status_and_the_report_say_what_was_found() {
     let away = audit(dir.path(), "postgres://u:hidden@127.0.0.1:1/db", &["--key", &vkey]);
     assert_eq!(away.status.code(), Some(3));
     assert!(!String::from_utf8(away.stderr).unwrap().contains("hidden"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archived_events_are_audited_wherever_they_are_and_what_is_left_out_is_said() {
+    let pg = LocalPg::start(&certeus_localpg::Options::default()).unwrap();
+    let url = pg.url();
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+    fill(&url, Some(&here)).await;
+    let key = SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [1; 32]).unwrap();
+    let vkey = key.verifier().to_string();
+    let run = |arguments: &[&str]| {
+        let output = audit(dir.path(), &url, &[&["--key", &vkey], arguments].concat());
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+
+    let (status, out, _) = run(&["--json"]);
+    let report = json(&out);
+    assert_eq!(
+        (status, &report["rehashed"], &report["archived_rehashed"]),
+        (0, &0.into(), &300.into()),
+        "{out}"
+    );
+    assert_eq!((&report["complete"], &report["archived_not_rehashed"]), (&true.into(), &0.into()));
+    let (_, out, _) = run(&[]);
+    assert!(out.contains("archived      300 events, re-hashed from their files"), "{out}");
+
+    let (status, out, said) = run(&["--without-archive"]);
+    assert_eq!(status, 0, "{out}");
+    assert!(
+        out.contains("300 events, NOT re-hashed") && said.contains("300 archived events were left out"),
+        "{out}{said}"
+    );
+    let report = json(&run(&["--without-archive", "--json"]).1);
+    assert_eq!((&report["complete"], &report["archived_not_rehashed"]), (&false.into(), &300.into()));
+
+    std::fs::rename(&here, &there).unwrap();
+    let (status, out, said) = run(&["--state", "state"]);
+    assert_eq!((status, &out[..]), (3, ""), "neither a success nor a finding");
+    assert!(said.contains("--archive URL") && said.contains("--without-archive"), "{said}");
+    let moved = format!("file://{}", there.display());
+    let (status, out, _) = run(&["--archive", &moved]);
+    assert_eq!(status, 0, "{out}");
+
+    let day = std::fs::read_dir(there.join("default")).unwrap().next().unwrap().unwrap();
+    let file = std::fs::read_dir(day.path()).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let (status, out, _) = run(&["--archive", &moved]);
+    assert_eq!(status, 1, "{out}");
+    assert!(out.contains("archive-altered: events 0 to 299"), "{out}");
+
+    assert_eq!(run(&["--archive", "there"]).0, 2, "not a location");
+    assert_eq!(run(&["--archive", &moved, "--without-archive"]).0, 2);
 }

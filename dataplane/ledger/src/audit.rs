@@ -5,12 +5,16 @@
 //! brings, are all that is believed. What is not signed yet can be compared with the batches only, and is counted as such.
 //! Memory is bounded by the number of jobs, whatever the size of the ledger.
 //!
-//! Read next: `run.rs` (the two readings), `rows.rs` (events), `tree.rs` (log), `suspect.rs` and `explain.rs` (what happened).
+//! Read next: `run.rs` (the three readings), `rows.rs` (events), `archive.rs` (their files), `tree.rs` (log), `suspect.rs` and `explain.rs` (what happened).
 
+mod archive;
 pub mod copy;
+mod evidence;
 mod explain;
 pub mod finding;
 mod log;
+mod plan;
+mod records;
 pub mod rows;
 mod run;
 mod sequence;
@@ -25,11 +29,13 @@ mod tests;
 use certeus_tlog::Hash;
 use certeus_tlog::checkpoint::OpenError;
 
+pub use archive::ArchiveFrom;
 pub use finding::{Finding, Findings, Kind};
 pub use rows::RowCounts;
 pub use run::{Audit, Options};
 pub use state::StateError;
 
+use crate::LocationError;
 use crate::error::Class;
 
 /// Why an audit cannot be done, or not to its end.
@@ -77,6 +83,35 @@ pub enum AuditError {
     /// An index is damaged.
     #[error(transparent)]
     OutOfOrder(#[from] rows::OutOfOrder),
+    /// The place of archived files cannot be used.
+    #[error("the archive at {location} cannot be opened")]
+    ArchiveLocation {
+        /// The place.
+        location: String,
+        /// Why not.
+        source: LocationError,
+    },
+    /// Archived files cannot be read. Says nothing about them.
+    #[error("the archive at {location} cannot be read")]
+    Archive {
+        /// Their place.
+        location: String,
+        /// Why not.
+        source: certeus_archive::Error,
+    },
+    /// The place has none of the files.
+    #[error(
+        "the archive at {location} has none of the {files} newest files that are recorded as written to it"
+    )]
+    ArchiveEmpty {
+        /// The place.
+        location: String,
+        /// Files that were asked for.
+        files: usize,
+    },
+    /// An archived file is not the same for long enough to be read.
+    #[error("the archived file that begins with event {0} is replaced again and again by erasures")]
+    ArchiveChanges(uuid::Uuid),
     /// A defect of this software.
     #[error("a part of the audit ended unexpectedly")]
     Bug,
@@ -87,7 +122,12 @@ impl AuditError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Connect(_) | Self::Database(_) => Class::Unavailable,
+            Self::Connect(_)
+            | Self::Database(_)
+            | Self::ArchiveLocation { .. }
+            | Self::Archive { .. }
+            | Self::ArchiveEmpty { .. }
+            | Self::ArchiveChanges(_) => Class::Unavailable,
             Self::NoSchema
             | Self::Schema { .. }
             | Self::NoLedger(_)
@@ -96,6 +136,12 @@ impl AuditError {
             Self::Copy(_) | Self::Columns(_) | Self::OutOfOrder(_) => Class::Corrupt,
             Self::Bug => Class::Bug,
         }
+    }
+
+    /// Whether it is the archive that cannot be read, which another place of its files may help with.
+    #[must_use]
+    pub fn concerns_archive(&self) -> bool {
+        matches!(self, Self::ArchiveLocation { .. } | Self::Archive { .. } | Self::ArchiveEmpty { .. })
     }
 }
 
@@ -106,6 +152,8 @@ pub struct Progress {
     pub through: u64,
     /// Rows done.
     pub rows: RowCounts,
+    /// Whether archived events are read as well.
+    pub reads_archive: bool,
     /// Log entries done.
     pub tree_size: u64,
     /// Things found so far that are not as they should be.

@@ -284,7 +284,7 @@ impl HeaderBuilder<'_> {
 }
 
 /// Microseconds from the Unix epoch to that of PostgreSQL, 2000-01-01.
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+pub(crate) const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// A time as PostgreSQL's binary `timestamptz`: microseconds since 2000-01-01.
 pub(crate) fn postgres_micros(time: Timestamp) -> i64 {

@@ -1,32 +1,29 @@
 //! The audit against a real PostgreSQL: whatever is tampered with is named, and nothing else.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/sealed.rs"]
+mod sealed;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use certeus_ledger::audit::{Audit, AuditError, Kind, Options, Report, StateError};
+use certeus_ledger::audit::{ArchiveFrom, Audit, AuditError, Kind, Options, Report, StateError};
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
 use certeus_ledger::{Availability, Config, Database, Ledger, QueueConfig};
 use certeus_localpg::LocalPg;
-use certeus_tlog::checkpoint::Checkpoint;
-use certeus_tlog::note::{Algorithm, SignedNote, SignerKey};
-use certeus_tlog::tile::TileId;
+use certeus_tlog::leaf_hash;
+use certeus_tlog::note::{Algorithm, SignerKey};
 use certeus_tlog::tree::Frontier;
-use certeus_tlog::{Hash, leaf_hash};
+use sealed::{ORIGIN, entries, seal, signer};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
-const ORIGIN: &str = "log.example/default";
 /// Events of each batch. Five blocks of 256 are full; one batch goes over several, one block has several.
 const BATCHES: [usize; 9] = [3, 700, 1, 1, 40, 40, 30, 600, 5];
 const EVENTS: u64 = 1420;
 /// Sizes of signed checkpoints.
 const CHECKPOINTS: [u64; 5] = [3, 704, 745, 1415, 1418];
-
-fn signer() -> SignerKey {
-    SignerKey::from_seed(ORIGIN, Algorithm::Ed25519, [1; 32]).unwrap()
-}
 
 /// A ledger with [`BATCHES`], sealed, to make copies of.
 struct Original {
@@ -75,6 +72,7 @@ impl Original {
             keys: vec![signer().verifier().clone()],
             checkpoints: Vec::new(),
             jobs: 2,
+            archive: ArchiveFrom::Recorded,
         }
     }
 
@@ -129,49 +127,6 @@ fn request(from: usize, count: usize) -> Submission {
     let limits = Limits { request_events_max: 100_000, event_bytes_max: 1 << 20, encrypted_fields: None };
     let parsed = Submission::parse(Bytes::from(body), Format::Ndjson, &limits, OnBadEvent::RefuseAll);
     parsed.unwrap().submission.unwrap()
-}
-
-fn sign(size: u64, root: Hash) -> String {
-    let text = Checkpoint::new(ORIGIN, size, root).unwrap().to_text();
-    SignedNote::sign(text, [&signer()], 0).unwrap().to_string()
-}
-
-async fn entries(client: &Client) -> Vec<[u8; 32]> {
-    let rows = client
-        .query("SELECT entries FROM certeus.batches WHERE ledger = 'default' ORDER BY first_index", &[])
-        .await
-        .unwrap();
-    rows.iter().flat_map(|row| row.get::<_, &[u8]>(0).as_chunks().0.to_vec()).collect()
-}
-
-/// What the sealer does: tiles above level 0, and signed checkpoints.
-async fn seal(client: &mut Client, sizes: &[u64]) {
-    let entries = entries(client).await;
-    let mut frontier = Frontier::new();
-    let mut tiles: Vec<(TileId, Vec<u8>)> = Vec::new();
-    let bytes = |hashes: &[Hash]| hashes.iter().flat_map(|hash| hash.0).collect::<Vec<u8>>();
-    let transaction = client.transaction().await.unwrap();
-    for (size, entry) in (1..).zip(&entries) {
-        frontier.append(leaf_hash(entry), |tile, hashes| tiles.push((tile, bytes(hashes))));
-        if !sizes.contains(&size) {
-            continue;
-        }
-        let (root, note) = (frontier.root(), sign(size, frontier.root()));
-        let number = i64::try_from(size).unwrap();
-        let insert = "INSERT INTO certeus.checkpoints VALUES ('default', $1, $2, $3, now())";
-        transaction.execute(insert, &[&number, &&root.0[..], &note]).await.unwrap();
-        let head = "INSERT INTO certeus.log_heads (ledger, epoch, tree_size, root, checkpoint, signed_at) \
-             VALUES ('default', 1, $1, $2, $3, now()) ON CONFLICT (ledger) DO UPDATE SET tree_size = $1, root = $2, \
-             checkpoint = $3";
-        transaction.execute(head, &[&number, &&root.0[..], &note]).await.unwrap();
-    }
-    tiles.extend(frontier.partial_tiles().map(|(tile, hashes)| (tile, bytes(hashes))));
-    for (tile, hashes) in tiles.iter().filter(|(tile, _)| tile.level() > 0) {
-        let (level, index) = (i16::from(tile.level()), i64::try_from(tile.index()).unwrap());
-        let insert = "INSERT INTO certeus.log_tiles VALUES ('default', $1, $2, $3)";
-        transaction.execute(insert, &[&level, &index, hashes]).await.unwrap();
-    }
-    transaction.commit().await.unwrap();
 }
 
 async fn audit(options: Options) -> Report {
@@ -482,4 +437,8 @@ async fn an_audit_that_is_interrupted_anywhere_comes_to_the_same_end() {
             Err(AuditError::State(StateError::Format(_) | StateError::Version(_)))
         ));
     }
+    // What an earlier version saved says nothing about archived files.
+    let old = Audit::start(original.options(&name), Some(br#"{"version":1}"#)).await.err().unwrap();
+    let AuditError::State(error) = old else { panic!("{old:?}") };
+    assert!(error.to_string().contains("another version"), "{error}");
 }

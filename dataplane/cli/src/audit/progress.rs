@@ -53,7 +53,10 @@ fn write(text: &str) {
 
 /// Events whose rows and whose entries are done, as if each were half of the work.
 fn done(progress: Progress) -> u64 {
-    let rows = progress.rows.rehashed + progress.rows.erased + progress.rows.archived;
+    let rows = progress.rows;
+    let archived =
+        if progress.reads_archive { rows.archived_rehashed + rows.archived_erased } else { rows.archived };
+    let rows = rows.rehashed + rows.erased + archived;
     u64::midpoint(rows.min(progress.through), progress.tree_size.min(progress.through))
 }
 
@@ -100,13 +103,21 @@ mod tests {
     #[test]
     fn the_line_says_how_far_how_fast_and_how_long() {
         let rows = RowCounts { rehashed: 600_000, ..RowCounts::default() };
-        let progress = Progress { through: 1_000_000, rows, tree_size: 400_000, problems: 0 };
+        let progress =
+            Progress { through: 1_000_000, rows, reads_archive: true, tree_size: 400_000, problems: 0 };
         let text = line(progress, 300_000, Duration::from_secs(2), false);
         assert_eq!(text, "50%, 500000 of 1000000 events, 100000 events/s, 5s left");
         let text = line(Progress { problems: 2, ..progress }, 0, Duration::from_secs(1), true);
         assert!(text.starts_with("████████████░░░░░░░░░░░░ 50%"), "{text}");
         assert!(text.ends_with("2 FINDINGS"), "{text}");
-        let empty = Progress { through: 0, rows: RowCounts::default(), tree_size: 0, problems: 0 };
+        // Archived events are done when they were read, if they are.
+        let archived = RowCounts { archived: 400_000, archived_rehashed: 100_000, ..rows };
+        for (reads_archive, wanted) in [(true, "55%, 550000 of"), (false, "70%, 700000 of")] {
+            let progress = Progress { rows: archived, reads_archive, ..progress };
+            let text = line(progress, 0, Duration::from_secs(1), false);
+            assert!(text.starts_with(wanted), "{text}");
+        }
+        let empty = Progress { through: 0, rows: RowCounts::default(), tree_size: 0, ..progress };
         assert_eq!(line(empty, 0, Duration::ZERO, false), "100%, 0 of 0 events, 0 events/s");
         assert_eq!(span(Duration::from_secs(7509)), "2h05m");
     }

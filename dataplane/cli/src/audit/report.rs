@@ -12,7 +12,7 @@ use super::progress::span;
 /// For people.
 pub(super) fn text(report: &Report, effort: Effort) -> String {
     let Report { ledger, origin, events, rows, confirmed, root, checkpoints, findings } = report;
-    let RowCounts { rehashed, payload_bytes, erased, archived } = *rows;
+    let RowCounts { rehashed, payload_bytes, erased, .. } = *rows;
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut line = |label: &str, value: String| {
@@ -24,9 +24,7 @@ pub(super) fn text(report: &Report, effort: Effort) -> String {
     if erased > 0 {
         line("erased", format!("{erased} events, on record: their log entries stand for them"));
     }
-    if archived > 0 {
-        line("archived", format!("{archived} events, not re-hashed: their log entries stand for them"));
-    }
+    archived(rows, &mut line);
     line("signed", format!("{confirmed} events are confirmed by {checkpoints} checkpoints compared with"));
     if *confirmed < *events {
         let unsigned = events - confirmed;
@@ -50,10 +48,37 @@ pub(super) fn text(report: &Report, effort: Effort) -> String {
     text
 }
 
+/// What was done of archived events.
+fn archived(rows: &RowCounts, line: &mut impl FnMut(&str, String)) {
+    let RowCounts { archived, archived_rehashed, archived_payload_bytes, archived_erased, .. } = *rows;
+    if archived_rehashed > 0 {
+        let what = format!(
+            "{archived_rehashed} events, re-hashed from their files, {archived_payload_bytes} bytes of payload"
+        );
+        line("archived", what);
+    }
+    if archived_erased > 0 {
+        line("", format!("{archived_erased} erased events, on record: their log entries stand for them"));
+    }
+    let unseen = rows.archived_unseen();
+    if unseen > 0 {
+        let label = if unseen < archived { "" } else { "archived" };
+        line(label, format!("{unseen} events, NOT re-hashed: only their log entries were looked at"));
+    }
+}
+
 /// For programs.
 pub(super) fn json(report: &Report, effort: Effort) -> String {
     let Report { ledger, origin, events, rows, confirmed, root, checkpoints, findings } = report;
-    let RowCounts { rehashed, payload_bytes, erased, archived } = *rows;
+    let RowCounts {
+        rehashed,
+        payload_bytes,
+        erased,
+        archived,
+        archived_rehashed,
+        archived_payload_bytes,
+        archived_erased,
+    } = *rows;
     let finding = |one: &Finding| {
         json!({
             "kind": one.kind.name(),
@@ -65,6 +90,7 @@ pub(super) fn json(report: &Report, effort: Effort) -> String {
     };
     let json = json!({
         "clean": findings.count() == 0,
+        "complete": rows.archived_unseen() == 0,
         "ledger": ledger,
         "origin": origin,
         "events": events,
@@ -72,6 +98,10 @@ pub(super) fn json(report: &Report, effort: Effort) -> String {
         "payload_bytes": payload_bytes,
         "erased": erased,
         "archived": archived,
+        "archived_rehashed": archived_rehashed,
+        "archived_payload_bytes": archived_payload_bytes,
+        "archived_erased": archived_erased,
+        "archived_not_rehashed": rows.archived_unseen(),
         "confirmed": confirmed,
         "checkpoints": checkpoints,
         "root": root.to_string(),

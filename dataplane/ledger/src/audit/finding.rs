@@ -25,6 +25,12 @@ pub enum Kind {
     EventMoved,
     /// A payload was emptied without a record of an erasure.
     EventEmptied,
+    /// An archived event stands in a file where it does not belong.
+    EventMisplaced,
+    /// A recorded file is not in the archive.
+    ArchiveMissing,
+    /// An archived file is not the one that was recorded, or not as its record says.
+    ArchiveAltered,
     /// No batch covers these indexes.
     BatchMissing,
     /// Two batches cover the same indexes.
@@ -60,6 +66,9 @@ impl Kind {
             Self::EventsSwapped => "events-swapped",
             Self::EventMoved => "event-moved",
             Self::EventEmptied => "event-emptied",
+            Self::EventMisplaced => "event-misplaced",
+            Self::ArchiveMissing => "archive-missing",
+            Self::ArchiveAltered => "archive-altered",
             Self::BatchMissing => "batch-missing",
             Self::BatchOverlap => "batch-overlap",
             Self::BatchMalformed => "batch-malformed",
@@ -80,13 +89,16 @@ impl Kind {
     }
 
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::EventAltered,
         Self::EventMissing,
         Self::EventAdded,
         Self::EventsSwapped,
         Self::EventMoved,
         Self::EventEmptied,
+        Self::EventMisplaced,
+        Self::ArchiveMissing,
+        Self::ArchiveAltered,
         Self::BatchMissing,
         Self::BatchOverlap,
         Self::BatchMalformed,
@@ -180,6 +192,11 @@ impl Findings {
         let uncounted = other.count - other.kept.len() as u64;
         other.kept.into_iter().for_each(|finding| self.push(finding));
         self.count += uncounted;
+    }
+
+    /// Counts further ones.
+    pub(crate) fn count_more(&mut self, count: u64) {
+        self.count += count;
     }
 
     /// From a saved audit: `count` findings, of which some are kept.

@@ -1,33 +1,34 @@
 //! Runs an audit: who reads what next, what goes into the saved state, and the report at the end.
 //!
-//! Two readings go on side by side. The rows of `certeus.events` are read in the order of their ids, together with the batches of
-//! those ids, by several connections at a time: each event is hashed, and each row must be one that a batch tells of. The batches
-//! are read in the order of their indexes, by one connection: their entries become the tree again. Both end at the index where
-//! the ledger stood when the audit began, so that it ends although events go on coming.
+//! Two readings go on side by side, and a third follows. The rows of `certeus.events` are read in the order of their ids,
+//! together with the batches of those ids, by several connections at a time: each event is hashed, and each row must be one that
+//! a batch tells of. The batches are read in the order of their indexes, by one connection: their entries become the tree again.
+//! Both end at the index where the ledger stood when the audit began, so that it ends although events go on coming. When all
+//! rows were read, the archived files are, each with the batches of its ids, several at a time. Only then: a day may go to the
+//! archive while its rows are read, and what was there no more is in a file now.
 //!
 //! Promises: results are taken over in order, so a saved state is one that an uninterrupted audit passes through as well.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use certeus_tlog::note::VerifierKey;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::archive::{self, ArchiveFrom, Archives, FileJob};
+use super::evidence::evidence;
 use super::explain::{Case, explain};
 use super::finding::{Finding, Findings, Kind};
 use super::log::{self, TreePart};
-use super::source::{IdRange, RowJob, RowsDone, Source, Standing};
-use super::state::{Saved, StateError, Subject};
-use super::suspect::{Added, Altered, CONTENTS_MAX, Evidence, Missing, Suspects};
+use super::plan::Plan;
+use super::source::{RowJob, RowsDone, Source, Standing};
+use super::state::{FilePlace, Saved, StateError, Subject};
+use super::suspect::Suspects;
 use super::tree::{BLOCK, Signed, TreeAudit};
 use super::{AuditError, Progress, Report};
 use crate::Database;
 
-/// Events of a job, about: some 50 MB of typical rows, whose entries are 4 MiB.
-const JOB_EVENTS: u64 = 131_072;
-/// Batch ids that are looked up at a time to cut jobs.
-const PLAN_BATCHES: i64 = 10_000;
 /// Blocks of altered entries that are looked into.
 const EXPLAINED_BLOCKS_MAX: usize = 64;
 
@@ -44,33 +45,43 @@ pub struct Options {
     pub keys: Vec<VerifierKey>,
     /// Checkpoints that the auditor brings, with what to call them.
     pub checkpoints: Vec<(String, Vec<u8>)>,
-    /// Connections that read events at the same time.
+    /// Connections that read events, or archived files, at the same time.
     pub jobs: usize,
+    /// Where archived files are read.
+    pub archive: ArchiveFrom,
 }
 
 /// An audit under way.
 pub struct Audit {
     options: Arc<Options>,
-    archived_days: Arc<HashSet<String>>,
+    archives: Arc<Archives>,
     /// What was taken over so far; its tree stays behind while the next part of it is being read.
     saved: Saved,
     running: JoinSet<Result<Done, AuditError>>,
     /// Idle connections.
     sources: Vec<Source>,
-    /// Ranges of ids cut but not begun.
-    planned: VecDeque<IdRange>,
-    /// Where cutting goes on; `None` at the end.
-    plan_from: Option<Uuid>,
+    plan: Plan,
     /// Number of the next job to be begun, and of the next to be taken over.
     begun: u64,
     taken: u64,
     /// Jobs that ended before an earlier one.
-    early: BTreeMap<u64, (IdRange, RowsDone)>,
+    early: BTreeMap<u64, (Then, Box<RowsDone>)>,
     tree_runs: bool,
 }
 
+/// Where the audit goes on after a job.
+enum Then {
+    Rows(Option<Uuid>),
+    Files(FilePlace),
+}
+
+enum Job {
+    Rows(RowJob),
+    File(FileJob),
+}
+
 enum Done {
-    Rows { number: u64, range: IdRange, done: RowsDone, source: Source },
+    Rows { number: u64, then: Then, done: Box<RowsDone>, source: Source },
     Tree { part: Box<TreePart>, source: Source },
 }
 
@@ -93,16 +104,16 @@ impl Audit {
             Some(bytes) => resume(Saved::from_json(bytes)?, &subject)?,
             None => begin(subject, &options, brought, &standing),
         };
-        let archived_days = Arc::new(source.archived_days(&options.ledger).await?);
-        let plan_from = saved.next_id;
+        let archives = Arc::new(Archives::new(options.archive.clone()));
+        archives.reach(&source, &options.ledger).await?;
+        let plan = Plan::new(saved.next_id, saved.next_file);
         Ok(Self {
             options: Arc::new(options),
-            archived_days,
+            archives,
             saved,
             running: JoinSet::new(),
             sources: vec![source],
-            planned: VecDeque::new(),
-            plan_from,
+            plan,
             begun: 0,
             taken: 0,
             early: BTreeMap::new(),
@@ -118,15 +129,19 @@ impl Audit {
         self.spawn().await?;
         let Some(done) = self.running.join_next().await else { return Ok(false) };
         match done.map_err(|_panic| AuditError::Bug)?? {
-            Done::Rows { number, range, done, source } => {
+            Done::Rows { number, then, done, source } => {
                 self.sources.push(source);
-                self.early.insert(number, (range, done));
-                while let Some((range, done)) = self.early.remove(&self.taken) {
+                self.early.insert(number, (then, done));
+                while let Some((then, done)) = self.early.remove(&self.taken) {
                     self.taken += 1;
-                    self.saved.next_id = range.to;
-                    self.saved.counts += done.counts;
-                    self.saved.suspects.append(done.suspects);
-                    self.saved.findings.append(done.findings);
+                    match then {
+                        Then::Rows(next_id) => self.saved.next_id = next_id,
+                        Then::Files(next_file) => self.saved.next_file = next_file,
+                    }
+                    let RowsDone { counts, suspects, findings } = *done;
+                    self.saved.counts += counts;
+                    self.saved.suspects.append(suspects);
+                    self.saved.findings.append(findings);
                 }
             }
             Done::Tree { part, source } => {
@@ -148,6 +163,7 @@ impl Audit {
         Progress {
             through: self.saved.through,
             rows: self.saved.counts,
+            reads_archive: self.archives.are_read(),
             tree_size: self.saved.tree.size,
             problems: self.saved.findings.count()
                 + self.saved.tree.findings.count()
@@ -182,25 +198,39 @@ impl Audit {
             if row_jobs >= self.options.jobs || self.begun - self.taken >= ahead_max {
                 return Ok(());
             }
-            // Nothing waits between taking a range and beginning its job: dropping this future must not lose one.
+            // Nothing waits between taking a piece and beginning its job: dropping this future must not lose one.
             let source = self.source().await?;
-            let Some(range) = self.next_range(&source).await? else {
+            let Some((job, then)) = self.next_job(&source).await? else {
                 self.sources.push(source);
                 return Ok(());
-            };
-            let job = RowJob {
-                ledger: self.options.ledger.clone(),
-                range,
-                through: self.saved.through,
-                archived_days: Arc::clone(&self.archived_days),
             };
             let number = self.begun;
             self.begun += 1;
             self.running.spawn(async move {
-                let done = source.audit_rows(&job).await?;
-                Ok(Done::Rows { number, range, done, source })
+                let done = match &job {
+                    Job::Rows(job) => source.audit_rows(job).await?,
+                    Job::File(job) => archive::audit_file(&source, job).await?,
+                };
+                Ok(Done::Rows { number, then, done: Box::new(done), source })
             });
         }
+    }
+
+    /// What is to be done next; `None` when there is nothing, or nothing yet.
+    async fn next_job(&mut self, source: &Source) -> Result<Option<(Job, Then)>, AuditError> {
+        let (ledger, through) = (&self.options.ledger, self.saved.through);
+        if let Some(range) = self.plan.next_range(source).await? {
+            let archives = Arc::clone(&self.archives);
+            let job = RowJob { ledger: ledger.clone(), range, through, archives };
+            return Ok(Some((Job::Rows(job), Then::Rows(range.to))));
+        }
+        if self.saved.next_id.is_some() || !self.archives.are_read() {
+            return Ok(None);
+        }
+        let Some(stretch) = self.plan.next_stretch(source, ledger).await? else { return Ok(None) };
+        let then = Then::Files(stretch.then);
+        let archives = Arc::clone(&self.archives);
+        Ok(Some((Job::File(FileJob { ledger: ledger.clone(), stretch, through, archives }), then)))
     }
 
     async fn source(&mut self) -> Result<Source, AuditError> {
@@ -208,38 +238,6 @@ impl Audit {
             Some(source) => Ok(source),
             None => Source::open(&self.options.database).await,
         }
-    }
-
-    /// The next range of ids to read. Ranges end where batches do, and the last one has no end, so that no row is left out.
-    async fn next_range(&mut self, source: &Source) -> Result<Option<IdRange>, AuditError> {
-        if let Some(range) = self.planned.pop_front() {
-            return Ok(Some(range));
-        }
-        let Some(from) = self.plan_from else { return Ok(None) };
-        let batches = source.batch_ids(from, PLAN_BATCHES).await?;
-        let (mut start, mut events) = (from, 0);
-        for (id, count) in &batches {
-            if events + count > JOB_EVENTS && events > 0 {
-                self.planned.push_back(IdRange { from: start, to: Some(*id) });
-                (start, events) = (*id, 0);
-            }
-            events += count;
-        }
-        let more = i64::try_from(batches.len()).is_ok_and(|count| count == PLAN_BATCHES);
-        self.plan_from = match batches.last() {
-            // The last batch of a full list begins the next one.
-            Some((last, _)) if more => {
-                if *last > start {
-                    self.planned.push_back(IdRange { from: start, to: Some(*last) });
-                }
-                Some(*last)
-            }
-            _ => {
-                self.planned.push_back(IdRange { from: start, to: None });
-                None
-            }
-        };
-        Ok(self.planned.pop_front())
     }
 
     /// Judges what was found, once everything was read.
@@ -265,7 +263,7 @@ impl Audit {
             );
             findings.push(Finding::about(Kind::CheckpointInvalid, None, detail));
         }
-        let evidence = evidence(&source, &suspects).await?;
+        let evidence = evidence(&source, &self.archives, ledger, &suspects).await?;
         let computed = evidence.computed_entries(ledger);
         let mut batches = Vec::new();
         for block in tree.altered.iter().take(EXPLAINED_BLOCKS_MAX) {
@@ -278,6 +276,10 @@ impl Audit {
         findings.append(std::mem::take(&mut tree.findings));
         let mut findings = Findings::restore(findings.kept().to_vec(), findings.count() + suspects.more);
         findings.sort();
+        if self.archives.are_read() && counts.archived_unseen() > 0 && findings.count() == 0 {
+            // Nothing is to be called clean that was not looked at.
+            return Err(AuditError::Bug);
+        }
         Ok(Report {
             ledger: ledger.clone(),
             origin: self.options.origin.clone(),
@@ -310,16 +312,18 @@ fn subject(options: &Options, brought: &[Signed]) -> Subject {
     let mut checkpoints: Vec<(u64, String)> =
         brought.iter().map(|one| (one.size, one.root.to_string())).collect();
     checkpoints.sort_unstable();
-    Subject { ledger: options.ledger.clone(), origin: options.origin.clone(), keys, checkpoints }
+    let (ledger, origin) = (options.ledger.clone(), options.origin.clone());
+    Subject { ledger, origin, keys, checkpoints, archive: options.archive != ArchiveFrom::Skip }
 }
 
 fn resume(saved: Saved, subject: &Subject) -> Result<Saved, StateError> {
-    let Subject { ledger, origin, keys, checkpoints } = &saved.subject;
+    let Subject { ledger, origin, keys, checkpoints, archive } = &saved.subject;
     for (same, what) in [
         (*ledger == subject.ledger, "ledger"),
         (*origin == subject.origin, "log"),
         (*keys == subject.keys, "keys"),
         (*checkpoints == subject.checkpoints, "checkpoints"),
+        (*archive == subject.archive, "archived events, read or left out,"),
     ] {
         if !same {
             return Err(StateError::Other(what));
@@ -347,6 +351,7 @@ fn begin(subject: Subject, options: &Options, mut signed: Vec<Signed>, standing:
         through,
         signed,
         next_id: Some(Uuid::nil()),
+        next_file: FilePlace::default(),
         counts: super::rows::RowCounts::default(),
         suspects: Suspects::default(),
         next_batch: 0,
@@ -354,28 +359,4 @@ fn begin(subject: Subject, options: &Options, mut signed: Vec<Signed>, standing:
         unknown_keys,
         findings,
     }
-}
-
-/// Reads the suspects again, with what is needed to judge them.
-async fn evidence(source: &Source, suspects: &Suspects) -> Result<Evidence, AuditError> {
-    let Suspects { altered, missing, added, more: _ } = suspects;
-    let mut evidence = Evidence::default();
-    let mut contents = 0;
-    for (index, id) in altered {
-        let Some(place) = source.place(*index, *id).await? else { continue };
-        contents += 1;
-        let content = if contents <= CONTENTS_MAX { source.content(*id).await? } else { None };
-        evidence.altered.push(Altered { place, content });
-    }
-    for (index, id, count) in missing {
-        if let Some(place) = source.place(*index, *id).await? {
-            evidence.missing.push(Missing { place, count: *count });
-        }
-    }
-    for (id, count) in added {
-        contents += 1;
-        let content = if contents <= CONTENTS_MAX { source.content(*id).await? } else { None };
-        evidence.added.push(Added { id: *id, count: *count, content });
-    }
-    Ok(evidence)
 }

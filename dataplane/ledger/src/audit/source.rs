@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
+use std::sync::Arc;
 
 use certeus_tlog::Hash;
 use futures_util::TryStreamExt;
@@ -12,21 +13,22 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::AuditError;
+use super::archive::Archives;
 use super::copy::CopyDecoder;
 use super::explain::Span;
 use super::finding::{Finding, Findings, Kind};
+use super::records::Erasures;
 use super::rows::{BatchRow, EventRow, Events, RowAudit, Salts};
 use super::sequence::SequenceRow;
 use super::suspect::{Content, Place};
 use super::tree::LEVELS;
 use crate::envelope::{BatchSecret, ENTRY_BYTES};
-use crate::erasure;
 use crate::id::{self, BATCH_EVENTS_MAX, BatchId};
 use crate::postgres::Connection;
 use crate::provenance::Runs;
 
 /// Reads see one state of the database and keep to the order of the indexes, whatever the planner's statistics say.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
      SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
 
 /// A read-only connection.
@@ -41,7 +43,7 @@ pub(super) struct IdRange {
 
 impl IdRange {
     /// As a condition on a column; ids are written by us and need no quoting.
-    fn condition(&self, column: &str) -> String {
+    pub(super) fn condition(&self, column: &str) -> String {
         let end = self.to.map(|to| format!(" AND {column} < '{to}'")).unwrap_or_default();
         format!("{column} >= '{}'{end}", self.from)
     }
@@ -75,7 +77,7 @@ impl Source {
         Ok(Self(connection))
     }
 
-    fn client(&self) -> &Client {
+    pub(super) fn client(&self) -> &Client {
         &self.0.client
     }
 
@@ -106,16 +108,6 @@ impl Source {
         Ok(Some(Standing { next_index, end, log_size, checkpoint }))
     }
 
-    /// Days whose partition was dropped after its events were archived.
-    pub(super) async fn archived_days(&self, ledger: &str) -> Result<HashSet<String>, AuditError> {
-        let exists = "SELECT to_regclass('certeus.archived_days') IS NOT NULL";
-        if !self.client().query_one(exists, &[]).await?.get::<_, bool>(0) {
-            return Ok(HashSet::new());
-        }
-        let sql = "SELECT to_char(day, 'YYYYMMDD') FROM certeus.archived_days WHERE ledger = $1";
-        Ok(self.client().query(sql, &[&ledger]).await?.iter().map(|row| row.get(0)).collect())
-    }
-
     /// Ids and sizes of batches from `from` on, in the order of ids.
     pub(super) async fn batch_ids(&self, from: Uuid, limit: i64) -> Result<Vec<(Uuid, u64)>, AuditError> {
         const SQL: &str = "SELECT batch_id, event_count FROM certeus.batches WHERE batch_id >= $1 \
@@ -126,15 +118,20 @@ impl Source {
 
     /// Audits the rows of a range of ids.
     pub(super) async fn audit_rows(&self, job: &RowJob) -> Result<RowsDone, AuditError> {
+        let RowJob { ledger, range, through, archives } = job;
         self.client().batch_execute(BEGIN).await?;
         let mut findings = Findings::default();
-        let batches = self.batches(job, &mut findings).await?;
-        let erased = self.erased(job).await?;
-        let mut audit = RowAudit::new(&job.ledger, &batches, erased);
+        // As this snapshot has them: a day may be archived and dropped while the audit goes on.
+        let archived_days = self.archived_days(ledger).await?;
+        let batches = self.batches(ledger, range, *through, &archived_days, &mut findings).await?;
+        let Erasures { events: erased, mut claims } = self.erasures(range, &archived_days).await?;
+        // Those of archived events are checked with their files.
+        claims.retain(|claim| !archived_days.contains(&BatchId::of(claim.event).day().suffix()));
+        let mut audit = RowAudit::new(ledger, &batches, erased);
         let copy = format!(
             "COPY (SELECT id, event_time, type, payload FROM certeus.events WHERE {} ORDER BY id) \
              TO STDOUT (FORMAT binary)",
-            job.range.condition("id")
+            range.condition("id")
         );
         let mut decoder = CopyDecoder::<4>::default();
         let mut pieces = pin!(self.client().copy_out(&copy).await?);
@@ -147,17 +144,26 @@ impl Source {
         decoder.finish()?;
         self.client().batch_execute("COMMIT").await?;
         let (counts, suspects) = audit.finish();
+        archives.check(self, ledger, &claims, &mut findings).await?;
         Ok(RowsDone { counts, suspects, findings })
     }
 
-    async fn batches(&self, job: &RowJob, findings: &mut Findings) -> Result<Vec<BatchRow>, AuditError> {
-        let RowJob { ledger, range, through, archived_days } = job;
+    /// The batches with events in a range of ids; of those of `archived_days` no rows are expected.
+    pub(super) async fn batches(
+        &self,
+        ledger: &str,
+        range: &IdRange,
+        through: u64,
+        archived_days: &HashSet<String>,
+        findings: &mut Findings,
+    ) -> Result<Vec<BatchRow>, AuditError> {
         let ours = format!("ledger = '{ledger}' AND first_index < {through}");
+        let from_batch = IdRange { from: BatchId::of(range.from).uuid(), to: range.to };
         let copy = format!(
             "COPY (SELECT {ours}, first_index, event_count, batch_id, CASE WHEN {ours} THEN secret END, \
              CASE WHEN {ours} THEN salts END, CASE WHEN {ours} THEN entries END, producers, key_id \
              FROM certeus.batches WHERE {} ORDER BY batch_id) TO STDOUT (FORMAT binary)",
-            range.condition("batch_id")
+            from_batch.condition("batch_id")
         );
         let mut batches = Vec::new();
         let mut decoder = CopyDecoder::<9>::default();
@@ -173,24 +179,6 @@ impl Source {
         }
         decoder.finish()?;
         Ok(batches)
-    }
-
-    /// Events whose erasure is on record, in the table and by an event of the ledger, which is audited like any other.
-    async fn erased(&self, job: &RowJob) -> Result<HashSet<Uuid>, AuditError> {
-        let sql = format!(
-            "SELECT x.event_id, x.reason, x.audit_event_id, a.type, a.payload FROM certeus.erasures x \
-             LEFT JOIN certeus.events a ON a.id = x.audit_event_id WHERE {}",
-            job.range.condition("x.event_id")
-        );
-        let rows = self.client().query(&sql, &[]).await?;
-        let on_record = |row: &Row| {
-            let (event, reason, audit): (Uuid, &str, Uuid) = (row.get(0), row.get(1), row.get(2));
-            match (row.get::<_, Option<&str>>(3), row.get::<_, Option<&[u8]>>(4)) {
-                (Some(kind), Some(payload)) => erasure::says(kind, payload, event, reason),
-                _ => job.archived_days.contains(&BatchId::of(audit).day().suffix()),
-            }
-        };
-        Ok(rows.iter().filter(|row| on_record(row)).map(|row| row.get(0)).collect())
     }
 
     /// The first batch at or after an index.
@@ -315,17 +303,16 @@ impl Source {
 }
 
 /// A range of ids to be audited.
-#[derive(Debug, Clone)]
 pub(super) struct RowJob {
     pub(super) ledger: String,
     pub(super) range: IdRange,
     /// Events at or above this index are not looked at.
     pub(super) through: u64,
-    pub(super) archived_days: std::sync::Arc<HashSet<String>>,
+    pub(super) archives: Arc<Archives>,
 }
 
-/// What became of a [`RowJob`].
-#[derive(Debug)]
+/// What became of a [`RowJob`], or of a stretch of archived ids.
+#[derive(Debug, Default)]
 pub(super) struct RowsDone {
     pub(super) counts: super::rows::RowCounts,
     pub(super) suspects: super::suspect::Suspects,
@@ -412,7 +399,7 @@ fn sequence_row<'a>([first, count, id, entries]: [Option<&'a [u8]>; 4]) -> Optio
 }
 
 /// Indexes and sizes are never negative: the schema's checks say so, and a database without them is not ours.
-fn unsigned(number: i64) -> Result<u64, AuditError> {
+pub(super) fn unsigned(number: i64) -> Result<u64, AuditError> {
     u64::try_from(number).map_err(|_| AuditError::Columns("a negative number"))
 }
 

@@ -14,7 +14,7 @@ use super::suspect::Suspects;
 use super::tree::{Block, Edge, Signed, TreeAudit};
 
 /// Of this format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why a saved audit cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,9 @@ pub enum StateError {
     #[error("it is not a saved audit")]
     Format(#[from] serde_json::Error),
     /// Of another version.
-    #[error("it was saved by another version of this program (format {0})")]
+    #[error(
+        "it was saved by another version of this program (format {0}); finish it there, or begin with another file"
+    )]
     Version(u32),
     /// A hash or name in it is malformed.
     #[error("it is damaged")]
@@ -42,6 +44,17 @@ pub(crate) struct Subject {
     pub(crate) keys: Vec<String>,
     /// Size and root of each checkpoint that the auditor brought.
     pub(crate) checkpoints: Vec<(u64, String)>,
+    /// Whether archived files are read, from wherever.
+    pub(crate) archive: bool,
+}
+
+/// Where the audit of archived files goes on: behind an id, and behind the file whose record begins with another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FilePlace {
+    /// The first id that was not audited.
+    pub(crate) from: Uuid,
+    /// The first id of the last file of that day that was audited; nil before the first.
+    pub(crate) after: Uuid,
 }
 
 /// Everything that an audit knows.
@@ -54,6 +67,8 @@ pub(crate) struct Saved {
     pub(crate) signed: Vec<Signed>,
     /// Where the audit of rows goes on; `None` when it is through.
     pub(crate) next_id: Option<Uuid>,
+    /// Where the audit of archived files goes on, which begins when that of rows is through.
+    pub(crate) next_file: FilePlace,
     pub(crate) counts: RowCounts,
     pub(crate) suspects: Suspects,
     /// Where the audit of batches goes on: the least first index not seen.
@@ -70,7 +85,8 @@ struct File {
     through: u64,
     signed: Vec<(u64, String, String)>,
     next_id: Option<Uuid>,
-    counts: [u64; 4],
+    next_file: FilePlace,
+    counts: [u64; 7],
     altered: Vec<(u64, Uuid)>,
     missing: Vec<(u64, Uuid, u32)>,
     added: Vec<(Uuid, u32)>,
@@ -129,6 +145,7 @@ impl Saved {
             through,
             signed,
             next_id,
+            next_file,
             counts,
             suspects,
             next_batch,
@@ -136,7 +153,15 @@ impl Saved {
             unknown_keys,
             findings,
         } = self;
-        let RowCounts { rehashed, payload_bytes, erased, archived } = *counts;
+        let RowCounts {
+            rehashed,
+            payload_bytes,
+            erased,
+            archived,
+            archived_rehashed,
+            archived_payload_bytes,
+            archived_erased,
+        } = *counts;
         let Suspects { altered, missing, added, more } = suspects.clone();
         let signed = signed.iter().map(signed_text).collect();
         let file = File {
@@ -145,7 +170,16 @@ impl Saved {
             through: *through,
             signed,
             next_id: *next_id,
-            counts: [rehashed, payload_bytes, erased, archived],
+            next_file: *next_file,
+            counts: [
+                rehashed,
+                payload_bytes,
+                erased,
+                archived,
+                archived_rehashed,
+                archived_payload_bytes,
+                archived_erased,
+            ],
             altered,
             missing,
             added,
@@ -166,14 +200,31 @@ impl Saved {
             return Err(StateError::Version(version.version));
         }
         let file: File = serde_json::from_slice(bytes)?;
-        let [rehashed, payload_bytes, erased, archived] = file.counts;
+        let [
+            rehashed,
+            payload_bytes,
+            erased,
+            archived,
+            archived_rehashed,
+            archived_payload_bytes,
+            archived_erased,
+        ] = file.counts;
         let signed = file.signed.into_iter().map(signed);
         Ok(Self {
             subject: file.subject,
             through: file.through,
             signed: signed.collect::<Result<_, StateError>>()?,
             next_id: file.next_id,
-            counts: RowCounts { rehashed, payload_bytes, erased, archived },
+            next_file: file.next_file,
+            counts: RowCounts {
+                rehashed,
+                payload_bytes,
+                erased,
+                archived,
+                archived_rehashed,
+                archived_payload_bytes,
+                archived_erased,
+            },
             suspects: Suspects {
                 altered: file.altered,
                 missing: file.missing,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::finding::{Finding, Kind};
 use super::rows::{EventRow, More, entry_of};
-use crate::commit::postgres_micros;
+use crate::commit::{POSTGRES_EPOCH_MICROS, postgres_micros};
 use crate::envelope::ProducerPlace;
 use crate::id::BatchId;
 use crate::submission::{Format, Limits, OnBadEvent, Submission};
@@ -36,6 +36,15 @@ impl Content {
     /// Of the columns of a row; the time in microseconds since 2000-01-01.
     pub(crate) fn new(postgres_micros: i64, kind: Vec<u8>, payload: Vec<u8>) -> Self {
         Self { postgres_micros, kind, payload }
+    }
+
+    /// Of an archived row, whatever it holds; of an erased one there is no payload.
+    pub(super) fn of_archived(row: certeus_archive::Row) -> Self {
+        Self {
+            postgres_micros: row.time_micros.saturating_sub(POSTGRES_EPOCH_MICROS),
+            kind: row.kind.into_bytes(),
+            payload: row.content.map(|content| content.payload.into()).unwrap_or_default(),
+        }
     }
 
     /// As a row under another id.
@@ -162,6 +171,8 @@ pub(crate) struct Altered {
 pub(crate) struct Missing {
     pub(crate) place: Place,
     pub(crate) count: u32,
+    /// Whether they should be in the archive.
+    pub(crate) archived: bool,
 }
 
 /// Rows under ids that no batch covers.
@@ -327,14 +338,18 @@ impl<'a> Judge<'a> {
             };
             self.found.push(finding);
         }
-        for Missing { place, count } in &self.evidence.missing {
+        for Missing { place, count, archived } in &self.evidence.missing {
             if *count == 1 && explained.contains(&place.index) {
                 continue;
             }
             let last = place.index + u64::from(*count) - 1;
-            let detail = match count {
-                1 => "its row was removed".to_owned(),
-                _ => format!("their {count} rows were removed"),
+            let detail = match (archived, count) {
+                (false, 1) => "its row was removed".to_owned(),
+                (false, _) => format!("their {count} rows were removed"),
+                (true, 1) => "it is archived, and not in the file that should have it".to_owned(),
+                (true, _) => {
+                    format!("{count} events are archived, and not in the file that should have them")
+                }
             };
             self.found.push(Finding {
                 id: Some(place.id),

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use bytes::Bytes;
+use certeus_archive::{Content as ArchivedContent, Row as ArchivedRow};
 use certeus_tlog::tree::Frontier;
 use certeus_tlog::{Hash, leaf_hash};
 use proptest::prelude::*;
@@ -9,10 +11,11 @@ use uuid::Uuid;
 
 use super::explain::{Case, explain};
 use super::finding::Kind;
-use super::rows::{BatchRow, EventRow, Events, More, RowAudit, Salts, entry_of};
-use super::suspect::{Added, Altered, Content, Evidence, Missing, Place};
+use super::rows::{BatchRow, EventRow, Events, More, RowAudit, RowCounts, Salts, entry_of};
+use super::suspect::{Added, Altered, Content, Evidence, Missing, Place, Suspects};
 use super::tree::{BLOCK, Queue, Signed, TreeAudit};
-use crate::envelope::{BatchSecret, ProducerPlace};
+use crate::commit::from_postgres_micros;
+use crate::envelope::{BatchSecret, ContentType, EnvelopeHead, ProducerPlace};
 use crate::id::{self, BatchId};
 use crate::provenance;
 use crate::request::ProducerSequence;
@@ -143,7 +146,7 @@ impl Model {
             missing: suspects
                 .missing
                 .iter()
-                .map(|(_, id, count)| Missing { place: self.place(*id), count: *count })
+                .map(|(_, id, count)| Missing { place: self.place(*id), count: *count, archived: false })
                 .collect(),
             added: suspects
                 .added
@@ -159,6 +162,65 @@ impl Model {
         found.sort_unstable();
         found
     }
+}
+
+impl Model {
+    /// The rows as an archived file has them.
+    fn archived(&mut self) -> Vec<ArchivedRow> {
+        self.rows.sort_by_key(|row| row.id);
+        let archive = |row: &Row| {
+            let Place { index, id, salt, entry, producer, key_id } = self.place(row.id);
+            let time = from_postgres_micros(row.micros).unwrap();
+            let head = EnvelopeHead {
+                ledger: LEDGER,
+                id,
+                kind: &row.kind,
+                time,
+                producer: producer.as_ref().map(|(id, epoch, sequence)| ProducerPlace {
+                    id,
+                    epoch: *epoch,
+                    sequence: *sequence,
+                }),
+                content_type: ContentType::Json,
+                key_id: key_id.as_deref().unwrap_or_default(),
+            };
+            let mut bytes = Vec::new();
+            head.write(row.payload.len(), &mut bytes);
+            ArchivedRow {
+                index,
+                id,
+                time_micros: time.micros(),
+                committed_micros: 0,
+                kind: row.kind.clone(),
+                entry,
+                content: Some(ArchivedContent { payload: row.payload.clone().into(), head: bytes, salt }),
+            }
+        };
+        self.rows.iter().map(archive).collect()
+    }
+}
+
+/// What an audit of archived rows comes to, cut into stretches at some ids: findings, altered events, missing ones, added ones.
+fn audit_archived(
+    model: &Model,
+    rows: &[ArchivedRow],
+    cuts: &[u128],
+) -> (RowCounts, Vec<(Kind, u64)>, Vec<u64>, u64, u64) {
+    let ends = || cuts.iter().copied();
+    let (mut counts, mut findings, mut suspects) = (RowCounts::default(), Vec::new(), Suspects::default());
+    for (start, end) in [0].into_iter().chain(ends()).zip(ends().chain([u128::MAX])) {
+        let mut audit = RowAudit::within(start..end, LEDGER, &model.batches, HashSet::new());
+        for row in rows.iter().filter(|row| (start..end).contains(&row.id.as_u128())) {
+            let finding = audit.archived_row(row).unwrap();
+            findings.extend(finding.map(|finding| (finding.kind, finding.indexes.unwrap().0)));
+        }
+        let (done, found) = audit.finish();
+        counts += done.of_archive();
+        suspects.append(found);
+    }
+    let altered = suspects.altered.iter().map(|(index, _)| *index).collect();
+    let missing = suspects.missing.iter().map(|(_, _, count)| u64::from(*count)).sum();
+    (counts, findings, altered, missing, suspects.added.len() as u64)
 }
 
 #[derive(Debug, Clone)]
@@ -217,6 +279,40 @@ proptest! {
         model.rows.retain(|row| !removed.contains(&row.id));
         wanted.sort_unstable();
         prop_assert_eq!(model.audit(), wanted);
+    }
+
+    /// Wherever files begin and end, and whatever is done to one row of them.
+    #[test]
+    fn archived_rows_are_audited_as_live_ones_are_and_more_of_them(
+        sizes in proptest::collection::vec(1_u32..40, 1..6),
+        cuts in proptest::collection::btree_set(0_usize..200, 0..6),
+        at: usize,
+        tampering in 0..10,
+    ) {
+        let mut model = Model::new(&sizes);
+        let mut rows = model.archived();
+        let count = rows.len() as u64;
+        let cuts: Vec<u128> = cuts.into_iter().filter_map(|cut| Some(rows.get(cut)?.id.as_u128())).collect();
+        let at = at % rows.len();
+        let index = rows[at].index;
+        let row = &mut rows[at];
+        let mut wanted = (count, vec![], vec![], 0, 0);
+        let content = row.content.as_mut().unwrap();
+        match tampering {
+            0 => {}
+            1 => { content.payload = Bytes::from_static(b"{}"); wanted.2.push(index); }
+            2 => { row.kind.push('x'); wanted.2.push(index); }
+            3 => { row.time_micros += 1; wanted.2.push(index); }
+            4 => { row.content = None; wanted.2.push(index); }
+            5 => { content.salt[3] ^= 1; wanted.1.push((Kind::EventAltered, index)); }
+            6 => { content.head[9] ^= 1; wanted.1.push((Kind::EventAltered, index)); }
+            7 => { row.entry[31] ^= 1; wanted.1.push((Kind::EventAltered, index)); }
+            8 => { row.index += 1; wanted.1.push((Kind::EventAltered, index)); }
+            _ => { rows.remove(at); wanted.0 -= 1; wanted.3 = 1; }
+        }
+        let (counts, findings, altered, missing, added) = audit_archived(&model, &rows, &cuts);
+        prop_assert_eq!((counts.archived_rehashed, findings, altered, missing, added), wanted);
+        prop_assert_eq!((counts.rehashed, counts.erased, counts.archived_erased), (0, 0, 0));
     }
 
     #[test]
@@ -330,4 +426,46 @@ proptest! {
         prop_assert_eq!(found[0].kind, Kind::BatchesSwapped);
         prop_assert_eq!(found[0].indexes.unwrap().0, spans[swap].first);
     }
+}
+
+#[test]
+fn an_erased_archived_event_is_on_record_and_has_no_content_left() {
+    let mut model = Model::new(&[4]);
+    let rows = model.archived();
+    let (kept, mut erased) = (rows[1].clone(), rows[1].clone());
+    erased.content = None;
+    let Events::Stored { salts, .. } = &mut model.batches[0].events else { panic!("all are stored") };
+    let Salts::Secret(secret) = salts else { panic!("none was erased") };
+    let mut each: Vec<u8> = (0..4).flat_map(|position| secret.salt(position)).collect();
+    each[32..64].fill(0);
+    *salts = Salts::Each(each);
+    let ids = rows[1].id.as_u128()..rows[2].id.as_u128();
+    let audit = |row: &ArchivedRow, on_record: bool| {
+        let records = on_record.then_some(row.id).into_iter().collect();
+        let mut audit = RowAudit::within(ids.clone(), LEDGER, &model.batches, records);
+        let finding = audit.archived_row(row).unwrap().map(|finding| finding.detail);
+        let (counts, suspects) = audit.finish();
+        (counts.erased, suspects.altered.len(), finding)
+    };
+    assert_eq!(audit(&erased, true), (1, 0, None));
+    assert_eq!(audit(&erased, false), (0, 1, None));
+    let (counted, suspected, finding) = audit(&kept, true);
+    assert_eq!((counted, suspected), (0, 0));
+    assert!(finding.unwrap().contains("still has its content"));
+    let mut emptied = kept;
+    emptied.content.as_mut().unwrap().payload = Bytes::new();
+    assert!(audit(&emptied, true).2.is_some(), "salt and head are content as well");
+    assert!(audit(&ArchivedRow { index: 7, ..erased }, true).2.is_some());
+}
+
+#[test]
+fn a_file_may_have_events_that_came_later_and_none_of_another_ledger() {
+    let mut model = Model::new(&[3]);
+    let rows = model.archived();
+    model.batches[0].events = Events::Skipped;
+    let mut audit = RowAudit::new(LEDGER, &model.batches, HashSet::new());
+    assert_eq!(audit.archived_row(&rows[0]).unwrap(), None);
+    let mut audit = RowAudit::new("other", &model.batches, HashSet::new());
+    let finding = audit.archived_row(&rows[0]).unwrap().unwrap();
+    assert_eq!((finding.kind, finding.id), (Kind::EventMisplaced, Some(rows[0].id)));
 }
