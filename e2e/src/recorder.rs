@@ -45,11 +45,19 @@ pub struct Habits {
     pub named: bool,
     /// Whether the pods have spools, and may answer so.
     pub spool: bool,
+    /// The key that the pods ask for.
+    pub api_key: Option<String>,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { reply_timeout: Duration::from_secs(25), large_one_in: 40, named: true, spool: false }
+        Self {
+            reply_timeout: Duration::from_secs(25),
+            large_one_in: 40,
+            named: true,
+            spool: false,
+            api_key: None,
+        }
     }
 }
 
@@ -211,7 +219,10 @@ impl Worker {
     fn send(&mut self, count: u64) {
         let (ticket, entry) = self.journal.sent(count, |first| self.naming.name(first));
         let (body, headers) = (body(&entry), headers(&entry));
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, &value[..])).collect();
+        let headers = headers.iter().map(|(name, value)| (*name, &value[..]));
+        let api_key = self.habits.api_key.clone();
+        let headers: Vec<(&str, &str)> =
+            headers.chain(api_key.iter().map(|key| ("x-api-key", &key[..]))).collect();
         // A reply that waits for a checkpoint may say how far it got, and so differ from the first.
         let sealed = entry.name == Name::None && self.dice.one_in(SEALED_ONE_IN);
         let path = if sealed { "/v1/ledger/events?ack=sealed" } else { "/v1/ledger/events" };

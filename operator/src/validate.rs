@@ -193,9 +193,9 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         errors.push(FieldError::new("spec.resources.requests.cpu", problem));
     }
     let scaling = scaling(object, &mut errors);
-    let pool_size = scaling
-        .as_ref()
-        .and_then(|scaling| pool_size(&spec.database, spec.ledger.writers, scaling.max(), &mut errors));
+    let pool_size = scaling.as_ref().and_then(|scaling| {
+        pool_size(&spec.database, spec.ledger.writers, scaling, spec.autoscaling.max, &mut errors)
+    });
     let database = match &spec.database.secret_ref {
         Some(secret_ref) => DatabaseSource::Secret(secret_ref.clone()),
         None => DatabaseSource::Embedded { image: spec.database.embedded_image.clone() },
@@ -290,23 +290,27 @@ fn image(spec: &LedgerClusterSpec) -> Image {
 }
 
 /// The share of one pod, rounded down so that all pods together stay within the budget.
+/// Connections of each pod. It is part of every pod's configuration, so it must not follow a fixed count: whoever scales the
+/// LedgerCluster would restart every pod with each step. Up to `autoscaling.max` pods it is the share of so many.
 fn pool_size(
     database: &Database,
     writers: u32,
-    replicas_max: u32,
+    scaling: &Scaling,
+    pods_max: u32,
     errors: &mut Vec<FieldError>,
 ) -> Option<NonZeroU32> {
+    let (budget, pods) = (database.connection_budget, scaling.max().max(1));
     let needed = writers.saturating_add(OTHER_CONNECTIONS_MIN);
-    let share = (database.connection_budget / replicas_max.max(1)).min(POOL_SIZE_MAX);
-    if share < needed {
+    if budget / pods < needed {
         let problem = format!(
-            "must be at least {}: {replicas_max} pods with {writers} writers need {needed} connections each",
-            u64::from(needed) * u64::from(replicas_max)
+            "must be at least {}: {pods} pods with {writers} writers need {needed} connections each",
+            u64::from(needed) * u64::from(pods)
         );
         errors.push(FieldError::new("spec.database.connectionBudget", problem));
         return None;
     }
-    NonZeroU32::new(share)
+    let share = (budget / pods_max.max(1)).clamp(needed, POOL_SIZE_MAX.max(needed));
+    NonZeroU32::new(if share.saturating_mul(pods) > budget { needed } else { share })
 }
 
 fn scaling(object: &LedgerCluster, errors: &mut Vec<FieldError>) -> Option<Scaling> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use certeus_crds::AlertRule;
 use certeus_e2e::cluster::operator::Operator;
-use certeus_e2e::http;
+use certeus_e2e::http::{Client, Exchange, Request};
 use kube::ResourceExt;
 use serde_json::Value;
 
@@ -24,7 +24,11 @@ fn rule(name: &str, cluster: &str, expr: &str) -> String {
 
 /// Names and generations of what a pod has; `None` while it does not answer.
 fn loaded(world: &Installed, pod: &str) -> Option<Vec<String>> {
-    let reply = http::request(world.kubelet.admin_of(pod)?, "GET", "/rules").ok()?;
+    let key = world.api_key("trades");
+    let headers = [("x-api-key", &key[..])];
+    let request = Request { method: "GET", path: "/rules", headers: &headers, body: b"" };
+    let exchange = Client::new(Duration::from_secs(5)).send(world.kubelet.admin_of(pod)?, &request);
+    let Exchange::Reply(reply) = exchange else { return None };
     let list: Value = serde_json::from_slice(&reply.body).unwrap();
     let entry = |rules: &Value| format!("{}@{}", rules["name"].as_str().unwrap(), rules["generation"]);
     Some(list["rules"].as_array()?.iter().map(entry).collect())

@@ -9,7 +9,8 @@ use certeus_e2e::cluster::operator::{Operator, install};
 use certeus_e2e::cluster::space::Space;
 use certeus_e2e::postgres::{Postgres, Sql};
 use certeus_e2e::programs;
-use k8s_openapi::api::core::v1::Pod;
+use certeus_e2e::recorder::Habits;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::ResourceExt;
 
 /// For what takes some reconciles and no pods.
@@ -112,6 +113,17 @@ impl Installed {
     pub(crate) fn pods(&self, name: &str) -> Vec<(String, String)> {
         let pods = self.space.list::<Pod>(&pods_of(name)).unwrap();
         pods.iter().map(|pod| (pod.name_any(), pod.uid().unwrap())).collect()
+    }
+
+    /// The API key that the operator made for a cluster.
+    pub(crate) fn api_key(&self, name: &str) -> String {
+        let secret: Secret = self.space.get(&format!("{name}-api-key")).unwrap().expect("a generated key");
+        String::from_utf8(secret.data.unwrap()["api-key"].0.clone()).unwrap()
+    }
+
+    /// As most clients: pods may answer that they keep a request until PostgreSQL is there.
+    pub(crate) fn habits(&self, name: &str) -> Habits {
+        Habits { spool: true, api_key: Some(self.api_key(name)), ..Habits::default() }
     }
 
     /// Everything that the operator has made, as `kind/name`.

@@ -8,7 +8,7 @@ use certeus_e2e::checker;
 use certeus_e2e::cluster::front::{Fault, Rule};
 use certeus_e2e::dice::Dice;
 use certeus_e2e::journal::Journal;
-use certeus_e2e::recorder::{Habits, Recorder, Targets};
+use certeus_e2e::recorder::{Recorder, Targets};
 use certeus_e2e::snapshot::Snapshot;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
@@ -59,7 +59,8 @@ fn load_brings_pods_and_takes_them_away_without_losing_an_event() {
         // Ends the thread also when an assertion fails.
         let _end = End(&ended);
         world.wait("a pod to send to", IN_TIME, || !targets.all().is_empty());
-        let recorder = Recorder::start(&Habits::default(), &targets, &journal, &mut Dice::new(20_260_131));
+        let recorder =
+            Recorder::start(&world.habits("trades"), &targets, &journal, &mut Dice::new(20_260_131));
         let begun = Instant::now();
         world.wait("the scale-out", REACTION_MAX, || replicas(&world) > 1);
         eprintln!("from the load to the scale write: {:.1} s", begun.elapsed().as_secs_f32());
@@ -166,7 +167,7 @@ fn twenty_pods_take_events() {
     let targets = Targets::default();
     targets.set(serving(&world));
     assert_eq!(targets.all().len(), 20);
-    let recorder = Recorder::start(&Habits::default(), &targets, &journal, &mut Dice::new(7));
+    let recorder = Recorder::start(&world.habits("trades"), &targets, &journal, &mut Dice::new(7));
     world.wait("load on all pods", IN_TIME, || journal.acknowledged_count() > 1000);
     recorder.finish().unwrap();
     // Under that load each pod stayed well.

@@ -61,6 +61,24 @@ fn a_fixed_count_needs_no_cpu_request_and_shares_the_budget_by_itself() {
     assert_eq!((valid.scaling.min(), valid.scaling.max(), valid.pool_size.get()), (2, 2, 5));
 }
 
+/// It is in the pods' configuration: `kubectl scale` must not restart them.
+#[test]
+fn a_fixed_count_does_not_change_how_many_connections_a_pod_has() {
+    let pool = |budget: u32, replicas: u32| {
+        let spec = format!(
+            "{{ database: {{ embedded: true, connectionBudget: {budget} }}, replicas: {replicas}, \
+             autoscaling: {{ enabled: false, max: 10 }} }}"
+        );
+        validate(&cluster("demo", &spec)).map(|valid| valid.pool_size.get()).ok()
+    };
+    for replicas in 1..=10 {
+        assert_eq!(pool(100, replicas), Some(10));
+    }
+    // Beyond that it is what every pod needs at least.
+    assert_eq!((pool(100, 11), pool(100, 20), pool(100, 21)), (Some(5), Some(5), None));
+    assert_eq!((pool(12, 1), pool(12, 2), pool(12, 3)), (Some(5), Some(5), None));
+}
+
 #[test]
 fn refuses_a_budget_that_is_too_small_for_the_largest_number_of_pods() {
     check(
