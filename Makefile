@@ -9,8 +9,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help build demo up down test e2e torture bench bench-operator manifests lint fmt clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s
-", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build everything, optimised
 	@scripts/setup.sh rust
