@@ -18,7 +18,9 @@ pub(super) fn any_pod(world: &mut World) -> usize {
 }
 
 pub(super) fn kill(run: &mut Run) -> Result<Verdict> {
-    let tally = torment(run, &Setup::default(), &Habits::default(), |world| {
+    // With anchors of their own a new sealer would wait longer than most of them live, and nothing would be signed.
+    let setup = Setup { anchor_shared: true, ..Setup::default() };
+    let tally = torment(run, &setup, &Habits::default(), |world| {
         let pod = any_pod(world);
         // From before it is ready to well in the middle of its work.
         sleep(world.dice.millis(0, 600));
@@ -30,7 +32,8 @@ pub(super) fn kill(run: &mut Run) -> Result<Verdict> {
 }
 
 pub(super) fn restart(run: &mut Run) -> Result<Verdict> {
-    let tally = torment(run, &Setup::default(), &Habits::default(), |world| {
+    let setup = Setup { anchor_shared: true, ..Setup::default() };
+    let tally = torment(run, &setup, &Habits::default(), |world| {
         let pod = any_pod(world);
         sleep(world.dice.millis(0, 500));
         world.stop_pod(pod)?;
