@@ -90,7 +90,7 @@ async fn bounded<T, E: Into<Failed>>(step: impl Future<Output = Result<T, E>>) -
 async fn follow(ledger: &Ledger, config: &LogConfig) -> Result<Infallible, Failed> {
     let shared = ledger.shared();
     let session = bounded(Session::open(&shared.database, ledger.name(), &config.keys)).await?;
-    let mut pod = Pod { ledger, config, log: &shared.log, session, checked_anchor: None };
+    let mut pod = Pod { ledger, config, log: &shared.log, session, checked_anchor: None, behind: None };
     loop {
         pod.look().await?;
         if bounded(pod.session.try_lock()).await? {
@@ -127,6 +127,8 @@ struct Pod<'a> {
     session: Session,
     /// What the anchor had when it was compared last.
     checked_anchor: Option<String>,
+    /// An anchor ahead of the database's head, and since when it is seen so.
+    behind: Option<(String, Instant)>,
 }
 
 impl Pod<'_> {

@@ -409,7 +409,11 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
         spool: spool_of(spool, encryption.as_deref())?,
         log_level: parsed(level.0, &level.1, "one of off, error, warn, info, debug, trace")?,
         signing_key,
-        anchor_shared: anchor_shared || matches!(anchor, Some(Anchor::Object(_))),
+        anchor_shared: match anchor {
+            None => false,
+            Some(Anchor::File(_)) => anchor_shared,
+            Some(Anchor::Object(_)) => true,
+        },
         anchor,
         checkpoint_interval: checkpoint_interval.map_or(Duration::from_secs(1), |interval| interval.0),
         api_keys,

@@ -143,7 +143,7 @@ impl Controller {
                 }
                 () = self.woken.notify.notified() => {
                     for key in self.woken.take() {
-                        self.queue.wake(&key, Wake::Seen, clock::now());
+                        self.queue.wake(&key, Wake::Urgent, clock::now());
                     }
                 }
                 () = tokio::time::sleep(wait.unwrap_or(HEARTBEAT)) => {}
@@ -248,6 +248,10 @@ impl Controller {
             if self.referred.get(&key) != Some(&secrets) {
                 self.world.refer(&key, &secrets);
                 self.referred.insert(key.clone(), secrets);
+                // It may have come since it was looked for, when nobody was known to wait for it.
+                if matches!(result, Err(Error::SecretMissing { .. } | Error::SecretKeyMissing { .. })) {
+                    self.queue.wake(&key, Wake::Urgent, clock::now() + SECRET_DELAY);
+                }
             }
             self.records.insert(key.clone(), record);
         }

@@ -66,7 +66,8 @@ pub(crate) async fn follow<K, V, C>(
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let Outlet { changes, metrics, health, place, synced: first_list } = outlet;
-    let config = config.page_size(PAGE_OBJECTS).timeout(WATCH_SECONDS);
+    let page = config.page_size.unwrap_or(PAGE_OBJECTS).min(PAGE_OBJECTS);
+    let config = config.page_size(page).timeout(WATCH_SECONDS);
     let (events, errors) =
         (metrics.watch_events.with_label_values(&[name]), metrics.watch_errors.with_label_values(&[name]));
     let last = metrics.watch_last_event.with_label_values(&[name]);

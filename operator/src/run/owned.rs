@@ -1,9 +1,10 @@
 //! Objects that belong to a cluster, as the watches show them: enough to know whether anybody changed them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// Kind and name of an object in its cluster's namespace.
@@ -86,6 +87,8 @@ pub(crate) struct Workload {
     pub(crate) template_annotations: BTreeMap<String, String>,
     /// What pods of the newest template carry as their revision.
     pub(crate) update_revision: Option<String>,
+    /// Secrets that the pod template refers to.
+    pub(crate) secrets: BTreeSet<String>,
 }
 
 impl Workload {
@@ -101,8 +104,15 @@ impl Workload {
             image: container.and_then(|container| container.image.clone()),
             template_annotations: annotations.unwrap_or_default(),
             update_revision: set.status.as_ref().and_then(|status| status.update_revision.clone()),
+            secrets: container.map(secrets).unwrap_or_default(),
         }
     }
+}
+
+fn secrets(container: &Container) -> BTreeSet<String> {
+    let variables = container.env.iter().flatten();
+    let references = variables.filter_map(|variable| variable.value_from.as_ref()?.secret_key_ref.as_ref());
+    references.map(|reference| reference.name.clone()).collect()
 }
 
 #[cfg(test)]

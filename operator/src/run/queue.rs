@@ -1,8 +1,8 @@
 //! Which objects wait for a reconcile, and until when. Pure: the time is an argument.
 //!
 //! Promises: an object is handed out to one reconcile at a time; a wake-up during it is not lost; many wake-ups before it are
-//! one. A failed object pauses, and only a change of its own specification cuts that short, so that one which fails, and is
-//! watched while it does, cannot spin. Never more than one entry for an object, so it is bounded by the objects there are.
+//! one. A failed object pauses, and only a change of its own specification or a new size cuts that short, so that one which
+//! fails, and is watched while it does, cannot spin. Never more than one entry for an object, so it is bounded by the objects there are.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -13,6 +13,8 @@ use std::time::Duration;
 pub(crate) enum Wake {
     /// Its specification changed: whatever was wrong may be right now.
     Changed,
+    /// It is to be scaled: that does not wait until whatever else is wrong may be tried again.
+    Urgent,
     /// Something around it changed, or its time has come.
     Seen,
 }
@@ -21,10 +23,12 @@ pub(crate) enum Wake {
 struct Entry {
     /// When it is to be handed out; `None` while nothing is to be done.
     due: Option<Duration>,
-    /// It failed, and only [`Wake::Changed`] comes before this.
+    /// It failed, and no [`Wake::Seen`] comes before this.
     paused_until: Duration,
     /// Failures in a row.
     failures: u32,
+    /// What came while it was running is not to wait out a pause.
+    prompt: bool,
     running: bool,
 }
 
@@ -50,8 +54,10 @@ impl<K: Clone + Eq + Ord + Hash> Queue<K> {
                 entry.failures = 0;
                 at
             }
+            Wake::Urgent => at,
             Wake::Seen => at.max(entry.paused_until),
         };
+        entry.prompt |= entry.running && wake != Wake::Seen;
         if entry.due.is_some_and(|due| due <= at) {
             return;
         }
@@ -87,6 +93,7 @@ impl<K: Clone + Eq + Ord + Hash> Queue<K> {
         self.finished(key, |entry| {
             entry.failures = 0;
             entry.paused_until = Duration::ZERO;
+            entry.prompt = false;
         });
         if let Some(at) = again {
             self.wake(key, Wake::Seen, at);
@@ -100,9 +107,10 @@ impl<K: Clone + Eq + Ord + Hash> Queue<K> {
         self.finished(key, |entry| {
             entry.failures = entry.failures.saturating_add(1);
             again = pause(entry.failures).map(|pause| now + pause);
-            // What came during the reconcile counts, but not at once. Without a pause there is nothing to wait out.
+            // What was seen during the reconcile counts, but not at once. Without a pause there is nothing to wait out.
             entry.paused_until = again.unwrap_or_default();
-            if let (Some(due), Some(again)) = (&mut entry.due, again) {
+            let prompt = std::mem::take(&mut entry.prompt);
+            if let (Some(due), Some(again), false) = (&mut entry.due, again, prompt) {
                 *due = (*due).max(again);
             }
         });
@@ -179,6 +187,23 @@ mod tests {
         assert_eq!(queue.next(at(13)), Some(1));
         queue.failed(&1, at(13), |failures| Some(at(10) * failures));
         assert_eq!(queue.next_due(), Some(at(23)), "failures count from the change on");
+    }
+
+    /// A surge does not wait until a ConfigMap of somebody else is gone.
+    #[test]
+    fn a_new_size_waits_out_no_pause_nor_does_what_the_user_changed_meanwhile() {
+        let mut queue = Queue::new();
+        queue.wake(&"a", Wake::Seen, at(0));
+        assert_eq!(queue.next(at(0)), Some("a"));
+        queue.failed(&"a", at(1), |_| Some(at(60)));
+        queue.wake(&"a", Wake::Urgent, at(2));
+        assert_eq!(queue.next(at(2)), Some("a"));
+        queue.wake(&"a", Wake::Changed, at(3));
+        queue.failed(&"a", at(4), |failures| (failures == 2).then_some(at(60)));
+        assert_eq!(queue.next(at(4)), Some("a"));
+        queue.wake(&"a", Wake::Seen, at(5));
+        queue.failed(&"a", at(6), |_| Some(at(60)));
+        assert_eq!((queue.next(at(65)), queue.next(at(66))), (None, Some("a")));
     }
 
     #[test]

@@ -324,7 +324,7 @@ impl Reading<'_> {
             let archived_days = self.source.archived_days(ledger).await?;
             // Of no day that rows are not expected: here they are.
             let batches = self.source.batches(ledger, &range, *through, &none, findings).await?;
-            let Erasures { events, claims } = self.source.erasures(&range, &archived_days).await?;
+            let Erasures { events, claims } = self.source.erasures(ledger, &range, &archived_days).await?;
             self.source.client().batch_execute("COMMIT").await?;
             let mut audit = RowAudit::within(part.clone(), ledger, &batches, events);
             if let Some(rows) = rows.as_deref_mut() {

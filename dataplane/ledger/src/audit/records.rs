@@ -147,26 +147,33 @@ impl Source {
     /// other. What an archived event says of it is a claim that is still to be checked.
     pub(super) async fn erasures(
         &self,
+        ledger: &str,
         ids: &IdRange,
         archived_days: &HashSet<String>,
     ) -> Result<Erasures, AuditError> {
         // In the order of the audit events, which is that of their files.
         let sql = format!(
-            "SELECT x.event_id, x.reason, x.audit_event_id, a.type, a.payload FROM certeus.erasures x \
-             LEFT JOIN certeus.events a ON a.id = x.audit_event_id WHERE {} ORDER BY x.audit_event_id",
+            "SELECT x.event_id, x.reason, x.audit_event_id, a.type, a.payload, b.event_count FROM certeus.erasures x \
+             LEFT JOIN certeus.events a ON a.id = x.audit_event_id \
+             LEFT JOIN certeus.batches b ON b.batch_id = certeus.batch_of(x.audit_event_id) AND b.ledger = x.ledger \
+             WHERE x.ledger = $1 AND {} ORDER BY x.audit_event_id",
             ids.condition("x.event_id")
         );
         let mut erasures = Erasures::default();
-        for row in self.client().query(&sql, &[]).await? {
+        for row in self.client().query(&sql, &[&ledger]).await? {
             let (event, reason, audit_event): (Uuid, String, Uuid) = (row.get(0), row.get(1), row.get(2));
-            let recorded = match (row.get::<_, Option<&str>>(3), row.get::<_, Option<&[u8]>>(4)) {
-                (Some(kind), Some(payload)) => erasure::says(kind, payload, event, &reason),
-                _ if archived_days.contains(&BatchId::of(audit_event).day().suffix()) => {
-                    erasures.claims.push(Claim { event, reason, audit_event });
-                    true
-                }
-                _ => false,
-            };
+            // An event that is not of this ledger's log is audited by nobody here.
+            let position = i64::try_from(id::position(audit_event)).unwrap_or(i64::MAX);
+            let is_ours = row.get::<_, Option<i32>>(5).is_some_and(|count| position < i64::from(count));
+            let recorded = is_ours
+                && match (row.get::<_, Option<&str>>(3), row.get::<_, Option<&[u8]>>(4)) {
+                    (Some(kind), Some(payload)) => erasure::says(kind, payload, event, &reason),
+                    _ if archived_days.contains(&BatchId::of(audit_event).day().suffix()) => {
+                        erasures.claims.push(Claim { event, reason, audit_event });
+                        true
+                    }
+                    _ => false,
+                };
             if recorded {
                 erasures.events.insert(event);
             }

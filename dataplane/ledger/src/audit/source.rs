@@ -28,7 +28,9 @@ use crate::postgres::Connection;
 use crate::provenance::Runs;
 
 /// Reads see one state of the database and keep to the order of the indexes, whatever the planner's statistics say.
+/// Partitions are taken from the catalog as it is: the lock keeps a day that is in the snapshot from being dropped.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+     LOCK TABLE certeus.events IN ACCESS SHARE MODE; \
      SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
 
 /// A read-only connection.
@@ -124,7 +126,7 @@ impl Source {
         // As this snapshot has them: a day may be archived and dropped while the audit goes on.
         let archived_days = self.archived_days(ledger).await?;
         let batches = self.batches(ledger, range, *through, &archived_days, &mut findings).await?;
-        let Erasures { events: erased, mut claims } = self.erasures(range, &archived_days).await?;
+        let Erasures { events: erased, mut claims } = self.erasures(ledger, range, &archived_days).await?;
         // Those of archived events are checked with their files.
         claims.retain(|claim| !archived_days.contains(&BatchId::of(claim.event).day().suffix()));
         let mut audit = RowAudit::new(ledger, &batches, erased);

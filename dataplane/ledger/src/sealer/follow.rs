@@ -3,7 +3,7 @@
 //! Never signs and never takes the lock. Promises: a head is shown only if it continues what was shown before and the anchor.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use certeus_tlog::checkpoint::Checkpoint;
 use certeus_tlog::proof::verify_consistency;
@@ -38,19 +38,31 @@ impl<E: Into<Failed>> From<E> for LookError {
         }
     }
 }
+/// One look of a follower takes no longer, so that it is connected again and looks before a new sealer signs.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// An anchor that has been ahead of the database for so long is none of a publication that is under way.
+const BEHIND_MIN: Duration = Duration::from_millis(900);
+
 impl Pod<'_> {
     /// Looks at the head as a follower, verifies it and shows it.
     pub(super) async fn look(&mut self) -> Result<(), Failed> {
-        let Some(mut head) = bounded(self.session.head()).await? else { return Ok(()) };
-        let mut anchored = None;
+        let Some(mut head) = self.head().await? else { return Ok(()) };
+        let (mut anchored, mut unread) = (None, None);
         if self.is_news(&head) {
             // The anchor before the database: what it names was committed before, so the database, read after it, must have it.
-            anchored = self.read_anchor().await?;
-            let Some(read) = bounded(self.session.head()).await? else { return Ok(()) };
+            match self.read_anchor().await {
+                Ok(text) => anchored = text,
+                // What was shown is known all the same.
+                Err(error) => unread = Some(error),
+            }
+            let Some(read) = self.head().await? else { return Ok(()) };
             head = read;
         }
         let found = self.compare(&head, anchored.as_deref()).await;
         self.object(&found, anchored.as_deref()).await?;
+        if let (Some(error), Ok(_)) = (unread, &found) {
+            return Err(error.into());
+        }
         match found {
             Ok((Look::Agreed, stored)) if head.refused.is_none() => {
                 self.accept(stored, head.signed_at, anchored).await;
@@ -69,15 +81,33 @@ impl Pod<'_> {
         Ok(())
     }
 
+    /// The head, or soon an end of this connection: whoever cannot look cannot object in time.
+    async fn head(&self) -> Result<Option<Head>, Failed> {
+        match tokio::time::timeout(LOOK_MAX, self.session.head()).await {
+            Ok(head) => Ok(head?),
+            Err(_elapsed) => Err(Failed::Timeout),
+        }
+    }
+
     /// Tells whoever seals what it may not know: what this pod has seen signed and does not find.
     async fn object(
-        &self,
+        &mut self,
         found: &Result<(Look, Option<Signed>), LookError>,
         anchored: Option<&str>,
     ) -> Result<(), Failed> {
         let reason = match found {
-            // The sealer reads the same anchor.
-            Ok((Look::Behind, _)) if !self.config.anchor_shared => None,
+            // The sealer reads the same anchor. Otherwise a publication may be under way, which takes no second.
+            Ok((Look::Behind, _)) if !self.config.anchor_shared => {
+                let text = anchored.unwrap_or_default();
+                let (seen, since) = self.behind.get_or_insert_with(|| (text.to_owned(), Instant::now()));
+                if seen != text {
+                    (*seen, *since) = (text.to_owned(), Instant::now());
+                }
+                if since.elapsed() < BEHIND_MIN {
+                    return Ok(());
+                }
+                None
+            }
             Err(LookError::Refusal(refusal)) if refusal.contradicts() => Some(describe(refusal)),
             Ok(_) | Err(_) => return Ok(()),
         };

@@ -168,14 +168,16 @@ impl Session {
 
     /// Raises the epoch: from here on no earlier sealer can write. The tree's edge is still to be read.
     pub(super) async fn claim(&self) -> Result<Option<Claim>, Error> {
-        let raise = "UPDATE certeus.log_heads SET epoch = epoch + 1 WHERE ledger = $1";
+        let raise = "UPDATE certeus.log_heads SET epoch = epoch + 1 WHERE ledger = $1 RETURNING epoch";
         let witnesses = "SELECT note FROM certeus.log_witnesses WHERE ledger = $1";
         self.create_head().await?;
-        self.listener.client.execute(raise, &[&self.ledger]).await?;
-        // After the epoch: whoever adds one from here on raises it again.
+        let Some(raised) = self.listener.client.query_opt(raise, &[&self.ledger]).await? else {
+            return Ok(None);
+        };
+        // After the epoch: whoever adds one from here on raises it again, and this claim keeps the one that is its own.
         let witnesses = self.listener.client.query(witnesses, &[&self.ledger]).await?;
         Ok(self.head().await?.map(|head| Claim {
-            epoch: head.epoch,
+            epoch: raised.get(0),
             head: head.stored,
             edge: Vec::new(),
             committed: head.committed,

@@ -73,7 +73,14 @@ impl Folder {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
         let mut found = Found::default();
         for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
+            // What cannot be read hurts only itself.
+            let path = match entry {
+                Ok(entry) => entry.path(),
+                Err(error) => {
+                    found.unusable.push((self.path.clone(), error.to_string()));
+                    continue;
+                }
+            };
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some(EXTENSION) => match self.read_one(&path) {
                     Ok(content) => found.documents.push(content),
@@ -86,7 +93,11 @@ impl Folder {
                         found.unusable.push((path, reason));
                     }
                 },
-                Some(UNFINISHED) => fs::remove_file(&path)?,
+                Some(UNFINISHED) => {
+                    if let Err(error) = fs::remove_file(&path) {
+                        found.unusable.push((path, format!("cannot be removed: {error}")));
+                    }
+                }
                 Some(_) | None => {}
             }
         }

@@ -113,7 +113,7 @@ fn stored(pod: &Pod) -> Vec<u64> {
 fn files(folder: &Path) -> Vec<String> {
     let names =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.filter(|name| name != "lock").collect();
+    let mut names: Vec<String> = names.filter(|name| name != "lock" && name != "rules").collect();
     names.sort();
     names
 }

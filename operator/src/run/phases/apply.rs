@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use certeus_operator::build::{MANAGER, Owned};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
@@ -48,6 +49,8 @@ pub(crate) struct Plan<'a> {
     owned: &'a BTreeMap<OwnedKey, Seen>,
     /// Whether the workload may be written.
     pub(crate) workload: bool,
+    /// Somebody else sets the number of pods.
+    pub(crate) held: bool,
 }
 
 /// What became of it.
@@ -75,6 +78,7 @@ impl<'a> Plan<'a> {
             objects: objects.into_iter().map(named).collect(),
             owned: &snapshot.owned,
             workload: true,
+            held: snapshot.autoscaler.is_some(),
         }
     }
 
@@ -115,6 +119,21 @@ pub(crate) async fn apply(context: &Context, record: &mut Record, plan: &Plan<'_
     let fixed = record.applied.iter().filter(|(_, applied)| !applied.fixed.is_empty());
     done.errors.extend(fixed.map(|((kind, name), applied)| Error::fixed(kind, name, &applied.fixed)));
     done
+}
+
+/// Changes nothing but the number of pods.
+pub(crate) async fn scale(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    replicas: u32,
+) -> Result<(), Error> {
+    let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), namespace);
+    context.metrics.writes.with_label_values(&["StatefulSet", "scale"]).inc();
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let patch = json!({ "spec": { "replicas": replicas } });
+    let patched = api.patch(name, &params, &Patch::Merge(&patch)).await;
+    patched.map(drop).map_err(|error| Error::write("StatefulSet", name, error))
 }
 
 /// What [`apply`] would do, in words.
@@ -238,6 +257,10 @@ async fn look(
     let json = serde_json::to_value(&live).map_err(bug)?;
     if *kind == "StatefulSet" {
         desired.fixed = compare::keep_fixed_fields(&mut desired.json, &json);
+        let is_workload = plan.objects.last().is_some_and(|(workload, _)| workload == key);
+        if plan.held && is_workload {
+            desired.json["spec"]["replicas"] = json["spec"]["replicas"].clone();
+        }
     }
     if compare::contains(&json, &desired.json) {
         record.applied.insert(key.clone(), desired.applied(&live));

@@ -3,14 +3,16 @@
 //! Values live for the length of one call: a keyed hash of them is kept, and the API key of the pods, which the operator needs
 //! to scrape and drain them. Nothing of a value is ever logged, shown or put into an error.
 //!
-//! A generated Secret is created, never overwritten, and has no owner: a log goes on under its own signing key alone, so deleting
+//! A generated Secret is created once, never overwritten or made a second time, and has no owner: a log goes on under its own signing key alone, so deleting
 //! a LedgerCluster must not take the key along in silence. Whoever makes the cluster anew under the same name gets the same key.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use certeus_operator::build::{self, GeneratedSecret, SecretUse};
 use certeus_operator::validate::Cluster;
 use certeus_tlog::note::SignerKey;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
@@ -18,8 +20,11 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 use super::{Context, Record};
+use crate::run::clock;
 use crate::run::error::Error;
+use crate::run::owned::{Seen, Workload};
 use crate::run::pods::ApiKey;
+use crate::run::world::Snapshot;
 
 /// Variables of the pods, as the library names them.
 const API_KEY: &str = "CERTEUS_API_KEY";
@@ -30,52 +35,86 @@ const SIGNING_KEY: &str = "CERTEUS_SIGNING_KEY";
 pub(crate) struct Secrets {
     /// Changes with any of the values.
     pub(crate) hash: Option<String>,
-    pub(crate) api_key: Option<ApiKey>,
     /// Public halves of the signing keys.
     pub(crate) verifier_keys: Vec<String>,
     /// What of the specification this was read for.
     uses: Vec<SecretUse>,
+    read_at: Duration,
 }
+
+/// Values are read again after this long, should a change of one have gone unnoticed.
+const AGE_MAX: Duration = Duration::from_secs(600);
 
 /// The names of all Secrets that `cluster` refers to.
 pub(crate) fn names(cluster: &Cluster) -> BTreeSet<String> {
     build::secret_uses(cluster).into_iter().map(|used| used.reference.name).collect()
 }
 
-/// The cluster's Secrets as last read, or read now.
+/// The cluster's Secrets as last read, or read now. What can be read of the API key is noted in `record` although others are
+/// missing: without it the pods can be neither measured nor drained.
 pub(crate) async fn secrets(
     context: &Context,
     cluster: &Cluster,
     record: &mut Record,
+    snapshot: &Snapshot,
 ) -> Result<Secrets, Error> {
     let uses = build::secret_uses(cluster);
+    let now = clock::now();
     if let Some(secrets) = &record.secrets
         && secrets.uses == uses
+        && now.saturating_sub(secrets.read_at) < AGE_MAX
     {
         return Ok(secrets.clone());
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace);
-    let may_create = !cluster.paused && !cluster.dry_run;
-    let mut read: BTreeMap<String, Secret> = BTreeMap::new();
-    for generated in build::generated_secrets(cluster) {
-        let name = generated.name().to_owned();
-        let secret = match get(&api, &name).await? {
-            Some(secret) => secret,
-            None if may_create => create(context, &api, cluster, &generated).await?,
-            None => return Err(Error::SecretMissing { name }),
+    let generated = build::generated_secrets(cluster);
+    let (mut read, mut failed) = (BTreeMap::new(), None);
+    for name in names(cluster) {
+        let secret = match (get(&api, &name).await, generated.iter().find(|made| made.name() == name)) {
+            (Ok(None), Some(made)) if may_create(cluster, made, snapshot) => {
+                create(context, &api, cluster, made).await
+            }
+            (Ok(None), _) => Err(Error::SecretMissing { name: name.clone() }),
+            (Ok(Some(secret)), _) => Ok(secret),
+            (Err(error), _) => Err(error),
         };
-        read.insert(name, secret);
-    }
-    for used in &uses {
-        let name = &used.reference.name;
-        if !read.contains_key(name) {
-            let secret = get(&api, name).await?.ok_or_else(|| Error::SecretMissing { name: name.clone() })?;
-            read.insert(name.clone(), secret);
+        match secret {
+            Ok(secret) => drop(read.insert(name, secret)),
+            Err(error) => failed = failed.or(Some(error)),
         }
     }
-    let secrets = summary(uses, &read)?;
+    if let Some(key) = api_key(&uses, &read) {
+        record.api_key = Some(key);
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let secrets = summary(uses, &read, now)?;
     record.secrets = Some(secrets.clone());
     Ok(secrets)
+}
+
+/// A Secret is generated once. Where pods have had it, or the log was signed with it, another value would be worse than none:
+/// another signing key is another log, and the database's volume keeps its password.
+fn may_create(cluster: &Cluster, generated: &GeneratedSecret, snapshot: &Snapshot) -> bool {
+    let workload = snapshot.workload(build::workload_name(cluster));
+    let pods_have_it = workload.is_some_and(|workload| workload.secrets.contains(generated.name()));
+    let origin = format!("{}+", build::signing_key_origin(cluster));
+    let status = snapshot.cluster.status.as_ref();
+    let signed = matches!(generated, GeneratedSecret::SigningKey { .. })
+        && status.is_some_and(|status| status.verifier_keys.iter().any(|key| key.starts_with(&origin)));
+    !cluster.paused && !cluster.dry_run && !pods_have_it && !signed
+}
+
+/// The StatefulSet of the pods, asked for by name: the watch does not show one that has lost its labels.
+pub(crate) async fn workload(context: &Context, cluster: &Cluster, uid: &str) -> Result<Option<Seen>, Error> {
+    let name = build::workload_name(cluster);
+    let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), &cluster.namespace);
+    let found = api.get_opt(name).await;
+    let found = found.map_err(|error| Error::api(format!("read StatefulSet {name}"), error))?;
+    let seen =
+        found.map(|set| Seen { workload: Some(Box::new(Workload::read(&set))), ..Seen::read(&set.metadata) });
+    Ok(seen.filter(|seen| seen.controller.as_deref().is_none_or(|owner| owner == uid)))
 }
 
 async fn get(api: &Api<Secret>, name: &str) -> Result<Option<Secret>, Error> {
@@ -108,8 +147,19 @@ async fn create(
     }
 }
 
+/// The key that the pods ask for, if its Secret was read. What is no text cannot be sent in a header; the pods refuse it as well.
+fn api_key(uses: &[SecretUse], read: &BTreeMap<String, Secret>) -> Option<ApiKey> {
+    let reference = &uses.iter().find(|used| used.variable == API_KEY)?.reference;
+    let value = read.get(&reference.name)?.data.as_ref()?.get(&reference.key)?;
+    std::str::from_utf8(&value.0).ok().map(|key| ApiKey::new(key.trim()))
+}
+
 /// What the values come to. Pure.
-fn summary(uses: Vec<SecretUse>, read: &BTreeMap<String, Secret>) -> Result<Secrets, Error> {
+fn summary(
+    uses: Vec<SecretUse>,
+    read: &BTreeMap<String, Secret>,
+    read_at: Duration,
+) -> Result<Secrets, Error> {
     let mut values: Vec<(&str, &[u8])> = Vec::new();
     for used in &uses {
         let (name, key) = (&used.reference.name, &used.reference.key);
@@ -123,15 +173,12 @@ fn summary(uses: Vec<SecretUse>, read: &BTreeMap<String, Secret>) -> Result<Secr
     let value = |variable: &str| values.iter().find(|(name, _)| *name == variable).map(|(_, value)| *value);
     // The signing key is not a variable that can be guessed, so its hash may stand where anybody reads it, and it keys the rest.
     let hash = value(SIGNING_KEY).map(|key| build::secrets_hash(key, values.iter().copied()));
-    // What is no text cannot be sent in a header; the pods refuse it as well.
-    let api_key =
-        value(API_KEY).and_then(|key| std::str::from_utf8(key).ok()).map(|key| ApiKey::new(key.trim()));
     let verifier_keys = match uses.iter().find(|used| used.variable == SIGNING_KEY) {
         Some(used) => verifier_keys(value(SIGNING_KEY).unwrap_or_default())
             .ok_or_else(|| Error::SigningKeyUnusable { name: used.reference.name.clone() })?,
         None => Vec::new(),
     };
-    Ok(Secrets { hash, api_key, verifier_keys, uses })
+    Ok(Secrets { hash, verifier_keys, uses, read_at })
 }
 
 /// The public halves of the keys that stand in these lines; `None` if a line is no key, or there is none.
@@ -169,9 +216,10 @@ mod tests {
     #[test]
     fn any_value_changes_the_hash_and_none_is_shown() {
         let uses = || vec![used(SIGNING_KEY, "k", false), used(API_KEY, "a", false), used("X", "x", true)];
-        let summary = |values: &[(&str, &str)]| summary(uses(), &read(values)).unwrap();
+        let summary = |values: &[(&str, &str)]| summary(uses(), &read(values), Duration::ZERO).unwrap();
         let first = summary(&[("k", &signer(1)), ("a", " secret\n")]);
-        assert_eq!(first.api_key, Some(ApiKey::new("secret")));
+        let read_key = api_key(&uses(), &read(&[("a", " secret\n")]));
+        assert_eq!(read_key, Some(ApiKey::new("secret")));
         let others = [
             summary(&[("k", &signer(1)), ("a", "other")]),
             summary(&[("k", &signer(2)), ("a", " secret\n")]),
@@ -184,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_missing_key_is_named_and_an_optional_one_is_not_missed() {
-        let summary = |uses| summary(uses, &read(&[]));
+        let summary = |uses| summary(uses, &read(&[]), Duration::ZERO);
         let told = summary(vec![used(API_KEY, "a", false)]).unwrap_err();
         assert_eq!(told.to_string(), "Secret s has no key \"a\"");
         assert!(summary(vec![used(API_KEY, "a", true)]).is_ok());

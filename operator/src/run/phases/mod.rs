@@ -25,7 +25,7 @@ use kube::runtime::events::Recorder;
 use super::error::Error;
 use super::owned::OwnedKey;
 use super::pod_http::PodHttp;
-use super::pods::{ObjectKey, PodDirectory, PodSeen};
+use super::pods::{ApiKey, ObjectKey, PodDirectory, PodSeen};
 use super::scaling::Scaler;
 use super::telemetry::Metrics;
 use super::world::Snapshot;
@@ -50,6 +50,8 @@ pub(crate) struct Record {
     scaler: Option<Scaler>,
     applied: BTreeMap<OwnedKey, apply::Applied>,
     secrets: Option<dereference::Secrets>,
+    /// As last read; stays while it cannot be read.
+    api_key: Option<ApiKey>,
     written: Option<status::Written>,
     told: events::Told,
 }
@@ -84,7 +86,7 @@ async fn run(
     context: &Context,
     key: &ObjectKey,
     record: &mut Record,
-    snapshot: Snapshot,
+    mut snapshot: Snapshot,
     wake: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<(), Error> {
     if snapshot.cluster.deleted {
@@ -97,20 +99,27 @@ async fn run(
         Ok(cluster) => cluster,
         Err(error) => {
             let status = status::invalid(record.written.as_ref(), &snapshot, &error);
+            if let Err(failed) = go_on(context, key, record, &snapshot).await {
+                tracing::warn!(cluster.name = %key.name, error = failed.message(), "cannot scale");
+            }
             return finish(context, key, record, &snapshot, status, Err(error)).await;
         }
     };
-    let secrets = dereference::secrets(context, &cluster, record).await;
+    let name = build::workload_name(&cluster);
+    if snapshot.workload(name).is_none()
+        && let Some(seen) = dereference::workload(context, &cluster, &snapshot.cluster.uid).await?
+    {
+        snapshot.owned.insert(("StatefulSet", name.to_owned()), seen);
+    }
+    let secrets = dereference::secrets(context, &cluster, record, &snapshot).await;
     let (secrets, unread) = match secrets {
         Ok(secrets) => (Some(secrets), None),
         Err(error) => (None, Some(error)),
     };
-    let api_key = secrets.as_ref().and_then(|secrets| secrets.api_key.clone());
-    let pods: Vec<PodSeen> =
-        snapshot.pods.iter().map(|pod| PodSeen { key: api_key.clone(), ..pod.clone() }).collect();
+    let pods = pods_with_key(record, &snapshot);
     context.pods.set(key, Some(pods.clone()));
 
-    let workload = snapshot.workload(build::workload_name(&cluster));
+    let workload = snapshot.workload(name);
     let replicas = workload.map(|workload| workload.replicas);
     let scaler = record
         .scaler
@@ -120,25 +129,31 @@ async fn run(
 
     let inputs = Inputs {
         replicas: advice.replicas,
-        // While a Secret is away, pods that have it keep running.
-        secrets_hash: match &secrets {
-            Some(secrets) => secrets.hash.clone(),
-            None => {
-                workload.and_then(|workload| workload.template_annotations.get(build::SECRETS_HASH).cloned())
-            }
-        },
+        secrets_hash: secrets.as_ref().and_then(|secrets| secrets.hash.clone()),
         service_monitors: snapshot.service_monitors,
         image: workload.and_then(|workload| workload.image.clone()),
     };
     let objects = build::build(&cluster, &inputs);
     let mut plan = apply::Plan::new(key, &snapshot, objects.all());
-    // Pods cannot start without their Secrets; a workload that runs is kept in shape all the same.
-    plan.workload = workload.is_some() || unread.is_none();
+    // Pods cannot start without their Secrets.
+    plan.workload = unread.is_none();
     let mut done = apply::Done::default();
     if cluster.paused {
         // Nothing is changed, and nothing is compared.
     } else if cluster.dry_run {
         done.pending = apply::pending(context, record, &plan).await?;
+        let decided = advice.outcome.as_ref().is_some_and(|outcome| outcome.decision.is_some());
+        if let Some(present) = replicas.filter(|present| !decided && *present != advice.desired) {
+            done.pending.insert(0, format!("scale from {present} to {} pods", advice.desired));
+        }
+    } else if let (Some(present), true) = (replicas, unread.is_some()) {
+        // Pods that have their Secrets keep running; whatever would replace them, or take away what they need, waits.
+        if present != advice.replicas {
+            match apply::scale(context, &key.namespace, name, advice.replicas).await {
+                Ok(()) => count_scale(&context.metrics, present, advice.replicas),
+                Err(error) => done.errors.push(error),
+            }
+        }
     } else {
         done = apply::apply(context, record, &plan).await;
         if let (Some(before), true) = (replicas, done.workload) {
@@ -158,6 +173,35 @@ async fn run(
     let status = status::status(record.written.as_ref(), &snapshot, &seen);
     let outcome = errors.into_iter().next().map_or(Ok(()), Err);
     finish(context, key, record, &snapshot, status, outcome).await
+}
+
+/// While the specification cannot be carried out, what ran before goes on, scaled as the one says that was valid last.
+async fn go_on(
+    context: &Context,
+    key: &ObjectKey,
+    record: &Record,
+    snapshot: &Snapshot,
+) -> Result<(), Error> {
+    let pods = pods_with_key(record, snapshot);
+    context.pods.set(key, Some(pods.clone()));
+    let (Some((uid, _, cluster)), Some(scaler)) = (&record.valid, &record.scaler) else { return Ok(()) };
+    let name = build::workload_name(cluster);
+    let Some(present) = snapshot.workload(name).map(|workload| workload.replicas) else { return Ok(()) };
+    if *uid != snapshot.cluster.uid {
+        return Ok(());
+    }
+    scaler.observe(Arc::clone(cluster), Some(present), pods, snapshot.autoscaler.is_some());
+    let wanted = scaler.advice().replicas;
+    if wanted == present || cluster.paused || cluster.dry_run {
+        return Ok(());
+    }
+    apply::scale(context, &key.namespace, name, wanted).await?;
+    count_scale(&context.metrics, present, wanted);
+    Ok(())
+}
+
+fn pods_with_key(record: &Record, snapshot: &Snapshot) -> Vec<PodSeen> {
+    snapshot.pods.iter().map(|pod| PodSeen { key: record.api_key.clone(), ..pod.clone() }).collect()
 }
 
 fn count_scale(metrics: &Metrics, before: u32, after: u32) {

@@ -97,6 +97,10 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
         now: Timestamp::now(),
     };
     let mut status = decide::status(cluster, &observed);
+    if secrets.is_none() {
+        // They are what the log was signed with, whether or not they can be read now.
+        status.verifier_keys = before.map(|before| before.verifier_keys.clone()).unwrap_or_default();
+    }
     status.last_decision = match &advice.last_change {
         Some(change) => Some(decide::last_decision(&change.decision, clock::timestamp(change.at))),
         // The one before this operator's time.

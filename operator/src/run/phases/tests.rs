@@ -250,9 +250,35 @@ async fn without_its_secret_a_new_cluster_waits_and_a_running_one_goes_on() {
     let mut world = settled().await;
     world.api.remove("/api/v1/namespaces/ns/secrets/db");
     world.record.forget_secrets();
-    world.edit_spec(|spec| spec["replicas"] = json!(5));
+    let template = world.api.get(WORKLOAD).unwrap()["spec"]["template"].clone();
+    world.edit_spec(|spec| {
+        spec["replicas"] = json!(5);
+        spec["database"]["secretRef"]["name"] = json!("mistyped");
+    });
     assert_eq!(world.reconcile().await.unwrap_err().reason(), "SecretMissing");
-    assert_eq!(world.api.get(WORKLOAD).unwrap()["spec"]["replicas"], 5);
+    // It is scaled, and nothing replaces pods that have what they need.
+    let workload = world.api.get(WORKLOAD).unwrap();
+    assert_eq!((&workload["spec"]["replicas"], &workload["spec"]["template"]), (&json!(5), &template));
+    // What was generated once is not made anew with another value.
+    world.api.remove(SIGNING_KEY);
+    world.record.forget_secrets();
+    assert_eq!(world.reconcile().await.unwrap_err().reason(), "SecretMissing");
+    assert!(world.api.get(SIGNING_KEY).is_none());
+}
+
+/// What the watch does not show, as somebody took its label, is not made anew in its smallest size.
+#[tokio::test]
+async fn a_workload_that_the_watch_does_not_show_keeps_its_size_and_image() {
+    let mut world = settled().await;
+    world.edit_spec(|spec| spec["autoscaling"] = json!({ "enabled": true, "min": 1, "max": 9 }));
+    world.edit_spec(|spec| drop(spec.as_object_mut().unwrap().remove("replicas")));
+    world.api.edit(WORKLOAD, |set| {
+        set["metadata"]["labels"] = json!({});
+        set["spec"]["replicas"] = json!(7);
+    });
+    world.record = Record::default();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.get(WORKLOAD).unwrap()["spec"]["replicas"], 7);
 }
 
 #[tokio::test]
@@ -311,7 +337,15 @@ async fn a_paused_cluster_is_not_touched_and_a_dry_run_says_what_it_would_do() {
     assert_eq!(world.api.writes(), ["PATCH demo/status"]);
     let (_, reason, message) = world.condition("DryRun");
     assert_eq!(reason, "WouldChange");
-    assert!(message.contains("change StatefulSet demo"), "{message}");
+    assert!(message.contains("scale from 3 to 9 pods"), "{message}");
+    world.edit_spec(|spec| spec["ledger"] = json!({ "batchSize": 77 }));
+    world.reconcile().await.unwrap();
+    assert!(
+        world.condition("DryRun").2.contains("change StatefulSet demo"),
+        "{:?}",
+        world.condition("DryRun")
+    );
+    world.api.writes();
 
     world.edit_spec(|spec| spec["dryRun"] = json!(false));
     world.reconcile().await.unwrap();

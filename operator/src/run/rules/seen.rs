@@ -21,6 +21,9 @@ use super::super::telemetry::{Health, Metrics};
 /// Keeps an object until no pod has its rules any more.
 pub(super) const FINALIZER: &str = "certeus.io/rules";
 
+/// Objects of one page of a list: a rule may have a megabyte and more.
+const PAGE_OBJECTS: u32 = 10;
+
 /// One thing that became different.
 #[derive(Debug)]
 pub(super) enum Change {
@@ -106,7 +109,7 @@ pub(super) fn watch(
             None => Change::Gone(key),
         };
         let read = |object| Some(Box::new(object));
-        let config = watcher::Config::default();
+        let config = watcher::Config::default().page_size(PAGE_OBJECTS);
         tasks.spawn(follow("alertrules", Need::Required, api, config, read, change, outlet));
     }
     tasks
