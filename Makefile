@@ -28,7 +28,7 @@ down: build ## Stop what `make up` runs and clean up what a killed one left
 
 test: ## Run all tests
 	@scripts/setup.sh rust postgres faketime go controlplane helm
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 e2e: ## Run the tests against a real Kubernetes control plane; E2E_ARGS="reconcile --nocapture" for some of them
 	@scripts/setup.sh rust postgres go controlplane helm

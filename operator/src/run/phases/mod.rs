@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use certeus_crds::LedgerClusterStatus;
 use certeus_operator::build::{self, Inputs};
-use certeus_operator::validate::{Cluster, validate};
+use certeus_operator::validate::{Cluster, Scaling, validate};
 use kube::Client;
 use kube::runtime::events::Recorder;
 
@@ -142,9 +142,11 @@ async fn run(
         // Nothing is changed, and nothing is compared.
     } else if cluster.dry_run {
         done.pending = apply::pending(context, record, &plan).await?;
-        let decided = advice.outcome.as_ref().is_some_and(|outcome| outcome.decision.is_some());
-        if let Some(present) = replicas.filter(|present| !decided && *present != advice.desired) {
-            done.pending.insert(0, format!("scale from {present} to {} pods", advice.desired));
+        // What the triggers would do is told with their values.
+        if let (Some(present), Scaling::Fixed(wanted)) = (replicas, &cluster.scaling)
+            && present != wanted.get()
+        {
+            done.pending.insert(0, format!("scale from {present} to {wanted} pods"));
         }
     } else if let (Some(present), true) = (replicas, unread.is_some()) {
         // Pods that have their Secrets keep running; whatever would replace them, or take away what they need, waits.
