@@ -64,6 +64,10 @@ if has_all "$folder"; then use "$folder"; fi
 # One at a time: whoever waited finds what the other built.
 mkdir -p "${folder%/*}"
 exec 9>"${folder%/*}/lock"
-if command -v flock >/dev/null; then flock 9; fi
+if command -v flock >/dev/null; then
+    flock 9
+    # What a build that was killed left behind.
+    rm -f "$folder"/building.*
+fi
 has_all "$folder" || build "$version" "$folder" 9>&-
 use "$folder"

@@ -1,6 +1,7 @@
 //! `certeus-operator`: reads the command line, runs one command, turns its end into an exit code.
 
 mod cli;
+mod errors;
 mod local;
 mod run;
 
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // Without a reader the exit code still tells.
-            let _nobody = writeln!(io::stderr(), "error: {}", local::chain(&failure));
+            let _nobody = writeln!(io::stderr(), "error: {}", errors::chain(&failure));
             let exit = match failure {
                 Failure::Run(error) => error.exit(),
                 Failure::Local(error) => error.exit(),

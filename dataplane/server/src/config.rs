@@ -3,6 +3,7 @@
 //! Owns every key, its default and its bounds. Never reads anything after start. A value that cannot work is refused with its
 //! path and what would be valid. Secrets come from the environment only and are never printed.
 
+mod file;
 mod values;
 
 use std::ffi::OsString;
@@ -15,10 +16,9 @@ use std::time::Duration;
 
 use certeus_ledger::field::{Encryption, Fields, Keyring};
 use certeus_ledger::{Anchor, AnchorError, ArchiveConfig, Database, KeyError, SigningKeys, SpoolConfig};
-use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
-use values::{Bytes, Days, Millis};
+use file::{File, LedgerSection, LogSection, ProofsSection, RetentionSection, SpoolSection, read};
 
 /// Connections that a pod needs beside the writers': one for reads, one for the health check.
 const READ_CONNECTIONS_MIN: usize = 2;
@@ -74,82 +74,6 @@ pub(crate) enum Error {
 
 fn invalid(origin: impl Into<String>, reason: impl Into<String>) -> Error {
     Error::Value { origin: origin.into(), reason: reason.into() }
-}
-
-/// The file as written; every key is optional.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct File {
-    api: ListenSection,
-    admin: ListenSection,
-    database: DatabaseSection,
-    ledger: LedgerSection,
-    spool: SpoolSection,
-    encryption: EncryptionSection,
-    retention: RetentionSection,
-    log: LogSection,
-    proofs: ProofsSection,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ListenSection {
-    listen: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct DatabaseSection {
-    pool_size: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct LedgerSection {
-    batch_size: Option<usize>,
-    batch_timeout: Option<Millis>,
-    queue_events: Option<usize>,
-    queue_bytes: Option<Bytes>,
-    writers: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct RetentionSection {
-    events: Option<Days>,
-    archive: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SpoolSection {
-    path: Option<PathBuf>,
-    max_bytes: Option<Bytes>,
-    persistent: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct EncryptionSection {
-    fields: Option<Vec<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct LogSection {
-    level: Option<String>,
-    key_file: Option<PathBuf>,
-    origin: Option<String>,
-    anchor: Option<String>,
-    anchor_shared: Option<bool>,
-    checkpoint_interval: Option<Millis>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ProofsSection {
-    strict: Option<bool>,
-    public_base_url: Option<String>,
 }
 
 /// How bundles are made and published.
@@ -308,25 +232,6 @@ impl Config {
         }
         resolve(file, |name| variable(name).and_then(|value| value.into_string().ok()))
     }
-}
-
-fn read(path: &Path) -> Result<File, Error> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    parse(&text, path)
-}
-
-fn parse(text: &str, path: &Path) -> Result<File, Error> {
-    let yaml = |error: serde_saphyr::Error| Error::Yaml { path: path.to_owned(), reason: error.to_string() };
-    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(yaml)?;
-    if value.is_null() {
-        return Ok(File::default());
-    }
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let key = error.path().to_string();
-        let key = if key == "." { path.display().to_string() } else { format!("{}: {key}", path.display()) };
-        invalid(key, error.into_inner().to_string())
-    })
 }
 
 /// Takes a number from the environment or the file, and checks its bounds.

@@ -17,12 +17,13 @@ use super::folder::Folder;
 use super::plan::{Action, Desired, DrainReason, Event, Fleet, Outcome, TERMINATE_TIMEOUT};
 use super::pod::{self, Handle, Report, Site};
 use super::postgres::{self, Postgres};
+use super::say;
 use super::scaler::{Now, Scaler, Scrape};
 use super::signals::Signals;
 use super::snapshot::{PodStatus, Snapshot};
 use super::state::{self, Processes};
 use super::template::DATABASE_URL;
-use super::{chain, say};
+use crate::errors::chain;
 
 /// How often pods are scraped, a decision is made and the manifests are looked at.
 const TICK: Duration = Duration::from_secs(1);

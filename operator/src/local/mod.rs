@@ -194,15 +194,3 @@ fn say(text: &str) {
     // Without a reader there is nobody to tell; the work goes on.
     let _nobody = writeln!(io::stderr(), "{now:.0}  {text}");
 }
-
-/// An error and its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -19,12 +19,12 @@ use serde::Deserialize;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 
-use super::chain;
 use super::http::Admin;
 use super::plan::Event;
 use super::process::ProcessId;
 use super::state::{self, StateDir, io_error};
 use super::template::{API_KEY, DATABASE_URL, Launch, SIGNING_KEY, Template};
+use crate::errors::chain;
 
 /// How often a pod is asked while an answer is awaited that something else waits for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);

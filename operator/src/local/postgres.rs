@@ -11,8 +11,8 @@ use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::chain;
 use super::process::ProcessId;
+use crate::errors::chain;
 
 const DATABASE: &str = "certeus";
 /// Beside those of pods: `psql` and other tools, PostgreSQL's own reserve for its superuser.

@@ -73,7 +73,7 @@ async fn kinds(client: &Client, group_version: &str) -> Result<Vec<String>, Stri
     match tokio::time::timeout(TIMEOUT, client.list_api_group_resources(group_version)).await {
         Ok(Ok(list)) => Ok(list.resources.into_iter().map(|resource| resource.kind).collect()),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
-        Ok(Err(error)) => Err(crate::local::chain(&error)),
+        Ok(Err(error)) => Err(crate::errors::chain(&error)),
         Err(_elapsed) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
     }
 }

@@ -205,7 +205,7 @@ impl Error {
             Self::Api { action, source: kube::Error::Api(status) } => {
                 format!("cannot {action}: {}", status.message)
             }
-            other => crate::local::chain(other),
+            other => crate::errors::chain(other),
         }
     }
 }

@@ -94,7 +94,7 @@ pub(crate) async fn follow<K, V, C>(
             }
             Err(error) => {
                 errors.inc();
-                let text = crate::local::chain(&error);
+                let text = crate::errors::chain(&error);
                 // Watches end in the ordinary course of things; a list that cannot be had is trouble.
                 if !failing {
                     tracing::warn!(watch = name, error = text, "a watch failed; it begins anew");

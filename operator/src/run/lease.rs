@@ -212,7 +212,7 @@ impl Holder {
             Ok(Err(error)) => {
                 // An answer is progress, too: what it says shows in the log and ends the lease, not the process' health.
                 self.health.progress(Source::Lease, clock::now());
-                tracing::warn!(error = crate::local::chain(&error), "the lease cannot be had now");
+                tracing::warn!(error = crate::errors::chain(&error), "the lease cannot be had now");
             }
             Err(_elapsed) => tracing::warn!("the API server did not answer a request for the lease in time"),
         }
@@ -271,7 +271,7 @@ impl Holder {
             Ok(Ok(_)) => tracing::info!("the lease is released"),
             Ok(Err(error)) => {
                 tracing::warn!(
-                    error = crate::local::chain(&error),
+                    error = crate::errors::chain(&error),
                     "the lease could not be released; it expires"
                 );
             }

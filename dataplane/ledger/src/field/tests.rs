@@ -323,7 +323,8 @@ proptest! {
             pointer::push_segment(&mut pointer, name);
         }
         let (id, stored) = encrypt(&encryption(&key(4), &[&pointer]), "default", &[&value]);
-        prop_assert!(!stored[0].contains("MARK"), "{}", stored[0]);
+        // Shorter texts come up in base64 by chance.
+        prop_assert!(!stored[0].contains("4111-MARK"), "{}", stored[0]);
         prop_assert_eq!(decrypt(&key(4), &id, 0, &stored[0]), Ok(Decrypted::Payload(value.into_bytes())));
     }
 

@@ -15,6 +15,11 @@ use crate::error::Class;
 use crate::log::{Latest, LogState, Refusal, Signed, Swap};
 use crate::postgres::describe;
 
+/// One look of a follower takes no longer, so that it is connected again and looks before a new sealer signs.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// An anchor that has been ahead of the database for so long is none of a publication that is under way.
+const BEHIND_MIN: Duration = Duration::from_millis(900);
+
 /// Whether a follower could compare everything it knows.
 #[derive(Debug, PartialEq, Eq)]
 enum Look {
@@ -38,10 +43,6 @@ impl<E: Into<Failed>> From<E> for LookError {
         }
     }
 }
-/// One look of a follower takes no longer, so that it is connected again and looks before a new sealer signs.
-const LOOK_MAX: Duration = Duration::from_secs(2);
-/// An anchor that has been ahead of the database for so long is none of a publication that is under way.
-const BEHIND_MIN: Duration = Duration::from_millis(900);
 
 impl Pod<'_> {
     /// Looks at the head as a follower, verifies it and shows it.
@@ -99,14 +100,14 @@ impl Pod<'_> {
             // The sealer reads the same anchor. Otherwise a publication may be under way, which takes no second.
             Ok((Look::Behind, _)) if !self.config.anchor_shared => {
                 let text = anchored.unwrap_or_default();
-                let (seen, since) = self.behind.get_or_insert_with(|| (text.to_owned(), Instant::now()));
-                if seen != text {
-                    (*seen, *since) = (text.to_owned(), Instant::now());
+                match &self.behind {
+                    Some((seen, since)) if seen == text && since.elapsed() >= BEHIND_MIN => None,
+                    Some((seen, _)) if seen == text => return Ok(()),
+                    Some(_) | None => {
+                        self.behind = Some((text.to_owned(), Instant::now()));
+                        return Ok(());
+                    }
                 }
-                if since.elapsed() < BEHIND_MIN {
-                    return Ok(());
-                }
-                None
             }
             Err(LookError::Refusal(refusal)) if refusal.contradicts() => Some(describe(refusal)),
             Ok(_) | Err(_) => return Ok(()),

@@ -1,3 +1,4 @@
+use super::file::parse;
 use super::*;
 
 const URL: (&str, &str) = ("CERTEUS_DB_URL", "postgres://u:hush@localhost/db");

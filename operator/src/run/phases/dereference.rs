@@ -69,7 +69,8 @@ pub(crate) async fn secrets(
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace);
     let generated = build::generated_secrets(cluster);
     let (mut read, mut failed) = (BTreeMap::new(), None);
-    for name in names(cluster) {
+    let names: BTreeSet<String> = uses.iter().map(|used| used.reference.name.clone()).collect();
+    for name in names {
         let secret = match (get(&api, &name).await, generated.iter().find(|made| made.name() == name)) {
             (Ok(None), Some(made)) if may_create(cluster, made, snapshot) => {
                 create(context, &api, cluster, made).await

@@ -59,7 +59,10 @@ pub(crate) async fn publish(
         context.metrics.writes.with_label_values(&["Event", "create"]).inc();
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             context.metrics.events_lost.inc();
-            tracing::debug!(error = crate::local::chain(&error), "a Kubernetes Event could not be published");
+            tracing::debug!(
+                error = crate::errors::chain(&error),
+                "a Kubernetes Event could not be published"
+            );
         }
     }
 }

@@ -150,12 +150,7 @@ async fn run(
         }
     } else if let (Some(present), true) = (replicas, unread.is_some()) {
         // Pods that have their Secrets keep running; whatever would replace them, or take away what they need, waits.
-        if present != advice.replicas {
-            match apply::scale(context, &key.namespace, name, advice.replicas).await {
-                Ok(()) => count_scale(&context.metrics, present, advice.replicas),
-                Err(error) => done.errors.push(error),
-            }
-        }
+        done.errors.extend(scale_alone(context, &cluster, present, advice.replicas).await.err());
     } else {
         done = apply::apply(context, record, &plan).await;
         if let (Some(before), true) = (replicas, done.workload) {
@@ -193,12 +188,18 @@ async fn go_on(
         return Ok(());
     }
     scaler.observe(Arc::clone(cluster), Some(present), pods, snapshot.autoscaler.is_some());
-    let wanted = scaler.advice().replicas;
-    if wanted == present || cluster.paused || cluster.dry_run {
+    if cluster.paused || cluster.dry_run {
         return Ok(());
     }
-    apply::scale(context, &key.namespace, name, wanted).await?;
-    count_scale(&context.metrics, present, wanted);
+    scale_alone(context, cluster, present, scaler.advice().replicas).await
+}
+
+/// Changes the number of pods, if it is to be another, and nothing else.
+async fn scale_alone(context: &Context, cluster: &Cluster, present: u32, wanted: u32) -> Result<(), Error> {
+    if present != wanted {
+        apply::scale(context, &cluster.namespace, build::workload_name(cluster), wanted).await?;
+        count_scale(&context.metrics, present, wanted);
+    }
     Ok(())
 }
 

@@ -110,7 +110,7 @@ async fn list(http: &PodHttp, pod: &PodSeen) -> Result<Loaded, String> {
 }
 
 fn unreachable(pod: &PodSeen, error: &pod_http::Error) -> String {
-    format!("pod {}: {}", pod.name, crate::local::chain(error))
+    format!("pod {}: {}", pod.name, crate::errors::chain(error))
 }
 
 /// What a pod said instead of doing it.

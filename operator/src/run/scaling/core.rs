@@ -184,14 +184,13 @@ impl Core {
         let Some(present) = world.replicas else {
             // Not created yet; or it is lost, and is made again as large as it was.
             let asked = self.engine.as_ref().map(|engine| engine.asked);
-            let replicas = match mode {
-                // Pods that it left behind go in order, like all others.
-                Mode::Stop => world.pods.iter().map(|pod| pod.ordinal + 1).max().unwrap_or(0),
-                Mode::Act | Mode::Show | Mode::Freeze => {
-                    let left = world.pods.iter().map(|pod| pod.ordinal + 1).max().unwrap_or(0);
-                    asked.unwrap_or_else(|| cluster.scaling.min()).max(left)
-                }
+            let wanted = match mode {
+                Mode::Stop => 0,
+                Mode::Act | Mode::Show | Mode::Freeze => asked.unwrap_or_else(|| cluster.scaling.min()),
             };
+            // Pods that it left behind go in order, like all others.
+            let left = world.pods.iter().map(|pod| pod.ordinal + 1).max().unwrap_or(0);
+            let replicas = wanted.max(left);
             let advice = Advice { replicas, desired: replicas, scrapes, ..Advice::default() };
             return (advice, None);
         };
