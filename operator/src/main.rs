@@ -1,5 +1,6 @@
 //! `certeus-operator`: reads the command line, runs one command, turns its end into an exit code.
 
+mod admin;
 mod cli;
 mod errors;
 mod local;

@@ -6,9 +6,10 @@ use certeus_autoscale::{MissingReason, PodPhase};
 
 use super::{MetricsSample, PodScrape};
 
-/// What is known of a cluster's pods, by ordinal. Bounded by [`Scrapes::retain`].
+/// What is known of a cluster's pods, by ordinal. Bounded by [`Scrapes::retain`]. Boxed: a map holds places for eleven values
+/// at least, and most clusters have few pods.
 #[derive(Clone, Debug, Default)]
-pub struct Scrapes(BTreeMap<u32, Kept>);
+pub struct Scrapes(BTreeMap<u32, Box<Kept>>);
 
 #[derive(Clone, Debug)]
 struct Kept {
@@ -21,7 +22,7 @@ impl Scrapes {
     pub fn record(&mut self, ordinal: u32, scrape: Result<MetricsSample, MissingReason>) {
         match self.0.get_mut(&ordinal) {
             None => {
-                self.0.insert(ordinal, Kept { latest: scrape, previous: None });
+                self.0.insert(ordinal, Box::new(Kept { latest: scrape, previous: None }));
             }
             Some(kept) => {
                 if let Ok(sample) = std::mem::replace(&mut kept.latest, scrape) {

@@ -23,6 +23,7 @@ use super::signals::Signals;
 use super::snapshot::{PodStatus, Snapshot};
 use super::state::{self, Processes};
 use super::template::DATABASE_URL;
+use crate::admin::Reply;
 use crate::errors::chain;
 
 /// How often pods are scraped, a decision is made and the manifests are looked at.
@@ -339,7 +340,7 @@ impl Driver {
             let mut requests = JoinSet::new();
             for (ordinal, admin) in round {
                 requests.spawn(async move {
-                    let page = admin.get("/metrics").await;
+                    let page = admin.get("/metrics").await.and_then(Reply::success);
                     Scrape { ordinal, at: Instant::now(), page }
                 });
             }

@@ -9,7 +9,6 @@ mod cluster;
 mod down;
 mod driver;
 mod folder;
-mod http;
 mod plan;
 mod pod;
 mod postgres;

@@ -19,11 +19,11 @@ use serde::Deserialize;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 
-use super::http::Admin;
 use super::plan::Event;
 use super::process::ProcessId;
 use super::state::{self, StateDir, io_error};
 use super::template::{API_KEY, DATABASE_URL, Launch, SIGNING_KEY, Template};
+use crate::admin::{Admin, ApiKey, Reply};
 use crate::errors::chain;
 
 /// How often a pod is asked while an answer is awaited that something else waits for.
@@ -161,7 +161,7 @@ impl Site {
         }
         let child = command.spawn().map_err(spawn_error)?;
         let process = child.id().and_then(ProcessId::of).ok_or(Error::Gone)?;
-        let admin = Admin { address, api_key: template.env(API_KEY).map(str::to_owned) };
+        let admin = Admin { address, api_key: template.env(API_KEY).map(ApiKey::new) };
         let (drain, drain_asked) = oneshot::channel();
         let watch = watch(child, ordinal, admin.clone(), drain_asked, log_path, reports);
         Ok((Handle { name, process, admin, started: Timestamp::now(), drain: Some(drain) }, watch))
@@ -268,14 +268,15 @@ async fn probe(
             },
             () = tokio::time::sleep(wait) => {}
         }
-        failures = if admin.get("/health/ready").await.is_ok() { 0 } else { failures + 1 };
+        let is_up = admin.get("/health/ready").await.is_ok_and(|reply| reply.status.is_success());
+        failures = if is_up { 0 } else { failures + 1 };
         let now_ready = failures == 0 || (ready && failures < READY_FAILURES_MAX);
         if now_ready != ready {
             ready = now_ready;
             report(Event::Ready(ready), None).await;
         }
     }
-    let detail = match admin.post("/admin/drain").await {
+    let detail = match admin.post("/admin/drain").await.and_then(Reply::success) {
         Ok(_) => {
             while !has_drained(admin).await {
                 tokio::time::sleep(POLL_INTERVAL).await;
@@ -296,7 +297,7 @@ struct DrainState {
 
 /// An unanswered question is not a yes: the deadline bounds the wait.
 async fn has_drained(admin: &Admin) -> bool {
-    let Ok(body) = admin.get("/admin/drain").await else { return false };
+    let Ok(body) = admin.get("/admin/drain").await.and_then(Reply::success) else { return false };
     serde_json::from_slice::<DrainState>(&body).is_ok_and(|drain| drain.state == "drained")
 }
 

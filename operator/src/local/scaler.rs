@@ -11,15 +11,15 @@ use certeus_operator::decide::{self, MetricsSample, Observed, PodScrape, Scrapes
 use jiff::Timestamp;
 
 use super::cluster::Cluster;
-use super::http;
 use super::plan::{Fleet, Phase};
+use crate::admin;
 
 /// What a pod answered when it was asked for its metrics.
 pub(crate) struct Scrape {
     pub(crate) ordinal: u32,
     /// When the answer came.
     pub(crate) at: Instant,
-    pub(crate) page: Result<Bytes, http::Error>,
+    pub(crate) page: Result<Bytes, admin::Error>,
 }
 
 /// The moment of a decision.
@@ -152,7 +152,7 @@ mod tests {
         }
 
         /// The decision an hour later, with these pages of the pods.
-        fn decide(&mut self, pages: [Option<Result<Bytes, http::Error>>; 2]) -> u32 {
+        fn decide(&mut self, pages: [Option<Result<Bytes, admin::Error>>; 2]) -> u32 {
             let instant = self.start + Duration::from_secs(3600);
             let scrapes: Vec<Scrape> = (0..)
                 .zip(pages)
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    fn idle() -> Option<Result<Bytes, http::Error>> {
+    fn idle() -> Option<Result<Bytes, admin::Error>> {
         let page = "certeus_ledger_queue_events 0\ncerteus_ledger_queue_events_max 1000\n\
                     certeus_ledger_queue_bytes 0\ncerteus_ledger_queue_bytes_max 1000\n\
                     certeus_ledger_queue_oldest_age_seconds 0\n";
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn idle_pods_are_removed_and_silent_ones_never_are() {
         assert_eq!(World::new().decide([idle(), idle()]), 1);
-        assert_eq!(World::new().decide([idle(), Some(Err(http::Error::Timeout))]), 2);
+        assert_eq!(World::new().decide([idle(), Some(Err(admin::Error::Timeout(admin::TIMEOUT)))]), 2);
         assert_eq!(World::new().decide([idle(), None]), 2, "not asked yet");
         assert_eq!(World::new().decide([idle(), Some(Ok(Bytes::new()))]), 2, "an empty page");
     }

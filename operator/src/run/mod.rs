@@ -14,7 +14,6 @@ mod follow;
 mod lease;
 mod owned;
 mod phases;
-mod pod_http;
 mod pods;
 mod queue;
 mod rules;
@@ -40,7 +39,6 @@ use client::Fence;
 use controller::Controller;
 use lease::{Holder, Place};
 use phases::Context;
-use pod_http::PodHttp;
 use pods::PodDirectory;
 use telemetry::{Health, LogLevel, Metrics, Source};
 
@@ -175,14 +173,12 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
     let context = Arc::new(Context {
         recorder: Recorder::new(clients.fenced.clone(), reporter),
         client: clients.fenced.clone(),
-        http: PodHttp::new(),
         pods: PodDirectory::new(),
         metrics: Arc::clone(&metrics),
     });
     let rules = rules::Context {
         client: clients.fenced,
         scope: scope.clone(),
-        http: context.http.clone(),
         pods: context.pods.clone(),
         metrics,
         health: Arc::clone(&health),

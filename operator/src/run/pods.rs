@@ -3,17 +3,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use certeus_autoscale::PodPhase;
+use certeus_operator::build::ADMIN_PORT;
 use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition};
 use tokio::sync::broadcast;
 
 use super::clock;
+use crate::admin::{self, Admin, ApiKey};
 
 /// Label of a pod that names its cluster.
 pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+/// The library's constant has the type that Kubernetes gives ports.
+#[expect(clippy::cast_possible_truncation, reason = "checked beside it")]
+const ADMIN: u16 = ADMIN_PORT as u16;
+const _: () = assert!(ADMIN as i32 == ADMIN_PORT);
 /// Changes that a slow reader of the directory may lag behind before it has to read all of it again.
 const CHANGES_MAX: usize = 1024;
 
@@ -36,26 +42,6 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// What pods of a cluster ask their callers for. Held in memory only while the cluster exists.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct ApiKey(Arc<str>);
-
-impl ApiKey {
-    pub(crate) fn new(key: &str) -> Self {
-        Self(key.into())
-    }
-
-    pub(crate) fn secret_text(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(..)")
-    }
-}
-
 /// One pod of a cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PodSeen {
@@ -75,6 +61,15 @@ pub(crate) struct PodSeen {
 }
 
 impl PodSeen {
+    /// Where to ask it.
+    ///
+    /// # Errors
+    /// It has no address yet.
+    pub(crate) fn admin(&self) -> Result<Admin, admin::Error> {
+        let ip = self.ip.ok_or(admin::Error::NoAddress)?;
+        Ok(Admin { address: SocketAddr::new(ip, ADMIN), api_key: self.key.clone() })
+    }
+
     /// Reads what counts from a pod; `None` if it is no pod of a StatefulSet.
     pub(crate) fn read(pod: &Pod) -> Option<Self> {
         let name = pod.metadata.name.clone()?;

@@ -20,10 +20,10 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 use super::{Context, Record};
+use crate::admin::ApiKey;
 use crate::run::clock;
 use crate::run::error::Error;
 use crate::run::owned::{Seen, Workload};
-use crate::run::pods::ApiKey;
 use crate::run::world::Snapshot;
 
 /// Variables of the pods, as the library names them.

@@ -24,11 +24,11 @@ use kube::runtime::events::Recorder;
 
 use super::error::Error;
 use super::owned::OwnedKey;
-use super::pod_http::PodHttp;
-use super::pods::{ApiKey, ObjectKey, PodDirectory, PodSeen};
+use super::pods::{ObjectKey, PodDirectory, PodSeen};
 use super::scaling::Scaler;
 use super::telemetry::Metrics;
 use super::world::Snapshot;
+use crate::admin::ApiKey;
 
 /// For one reconcile. A first one writes a dozen objects.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,7 +37,6 @@ const RECONCILE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) recorder: Recorder,
-    pub(crate) http: PodHttp,
     pub(crate) pods: PodDirectory,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -121,9 +120,7 @@ async fn run(
 
     let workload = snapshot.workload(name);
     let replicas = workload.map(|workload| workload.replicas);
-    let scaler = record
-        .scaler
-        .get_or_insert_with(|| Scaler::start(context.http.clone(), Arc::clone(&context.metrics), wake));
+    let scaler = record.scaler.get_or_insert_with(|| Scaler::start(Arc::clone(&context.metrics), wake));
     scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some());
     let advice = scaler.advice();
 

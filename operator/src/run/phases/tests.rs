@@ -32,7 +32,6 @@ impl World {
         let context = Context {
             recorder: Recorder::new(client.clone(), "test".into()),
             client,
-            http: PodHttp::new(),
             pods: PodDirectory::new(),
             metrics: Arc::new(Metrics::new().unwrap()),
         };

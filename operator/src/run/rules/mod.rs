@@ -24,7 +24,6 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::Scope;
 use super::clock;
 use super::error::Class;
-use super::pod_http::PodHttp;
 use super::pods::{ObjectKey, PodDirectory};
 use super::queue::{Queue, Wake};
 use super::telemetry::{Health, Metrics};
@@ -50,7 +49,6 @@ pub(crate) struct Context {
     /// Repeats what may be repeated, and refuses writes once the lease is lost.
     pub(crate) client: Client,
     pub(crate) scope: Scope,
-    pub(crate) http: PodHttp,
     /// The clusters and their pods, with address and key.
     pub(crate) pods: PodDirectory,
     pub(crate) metrics: Arc<Metrics>,
@@ -61,10 +59,10 @@ pub(crate) struct Context {
 
 /// Runs until `stop`. An end before that ends the process.
 pub(crate) async fn run(context: Context) {
-    let Context { client, scope, http, pods, metrics, health, mut stop } = context;
+    let Context { client, scope, pods, metrics, health, mut stop } = context;
     let reporter = Reporter { controller: "certeus.io/operator".to_owned(), instance: None };
     let recorder = Recorder::new(client.clone(), reporter);
-    let tools = match Tools::new(client.clone(), http, recorder, Arc::clone(&metrics)) {
+    let tools = match Tools::new(client.clone(), recorder, Arc::clone(&metrics)) {
         Ok(tools) => Arc::new(tools),
         Err(error) => {
             tracing::error!(reason = %error, "the metrics of AlertRules cannot be registered");

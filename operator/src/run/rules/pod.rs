@@ -9,8 +9,8 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::super::clock;
-use super::super::pod_http::{self, PodHttp, Reply, TIMEOUT};
 use super::super::pods::PodSeen;
+use crate::admin::{self, Admin, Idle, Reply, TIMEOUT};
 
 /// A pod writes what it takes to its disk before it answers.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,15 +47,19 @@ struct Problem {
 
 /// Brings `pod` to what is wanted of it.
 pub(super) async fn deliver(
-    http: &PodHttp,
     pod: &PodSeen,
     wanted: &BTreeMap<(&str, &str), Wanted<'_>>,
     bodies: &HashMap<(&str, &str), Bytes>,
 ) -> Outcome {
     let started = clock::now();
     let mut outcome = Outcome::default();
-    let loaded = match list(http, pod).await {
-        Ok(loaded) => loaded,
+    let mut idle = None;
+    let asked = match pod.admin() {
+        Ok(admin) => list(pod, &admin, &mut idle).await.map(|loaded| (admin, loaded)),
+        Err(error) => Err(unreachable(pod, &error)),
+    };
+    let (admin, loaded) = match asked {
+        Ok(answered) => answered,
         Err(error) => return Outcome { error: Some(error), ..outcome },
     };
     outcome.has_answered = true;
@@ -76,7 +80,7 @@ pub(super) async fn deliver(
             Step::Delete(namespace, name) => (Method::DELETE, (namespace, name), None),
         };
         let is_put = method == Method::PUT;
-        let reply = http.request(method, pod, &path(&name.0, &name.1), body, WRITE_TIMEOUT).await;
+        let reply = admin.request(method, &path(&name.0, &name.1), body, WRITE_TIMEOUT, &mut idle).await;
         match reply {
             Ok(reply) if is_put && reply.status.is_success() => {
                 outcome.sent += 1;
@@ -99,8 +103,8 @@ pub(super) async fn deliver(
     outcome
 }
 
-async fn list(http: &PodHttp, pod: &PodSeen) -> Result<Loaded, String> {
-    let reply = http.request(Method::GET, pod, "/rules", None, TIMEOUT).await;
+async fn list(pod: &PodSeen, admin: &Admin, idle: &mut Option<Idle>) -> Result<Loaded, String> {
+    let reply = admin.request(Method::GET, "/rules", None, TIMEOUT, idle).await;
     let reply = reply.map_err(|error| unreachable(pod, &error))?;
     if reply.status != StatusCode::OK {
         return Err(format!("pod {}: {}", pod.name, told(&reply)));
@@ -109,7 +113,7 @@ async fn list(http: &PodHttp, pod: &PodSeen) -> Result<Loaded, String> {
         .map_err(|error| format!("pod {}: the list of its rules cannot be read: {error}", pod.name))
 }
 
-fn unreachable(pod: &PodSeen, error: &pod_http::Error) -> String {
+fn unreachable(pod: &PodSeen, error: &admin::Error) -> String {
     format!("pod {}: {}", pod.name, crate::errors::chain(error))
 }
 

@@ -21,7 +21,6 @@ use serde_json::json;
 
 use super::super::clock;
 use super::super::error::{Class, Error};
-use super::super::pod_http::PodHttp;
 use super::super::pods::{ObjectKey, PodSeen};
 use super::super::telemetry::Metrics;
 use super::pod::{Name, Outcome, deliver};
@@ -43,7 +42,6 @@ const NOTE_BYTES_MAX: usize = 1000;
 /// What rounds work with.
 pub(super) struct Tools {
     client: Client,
-    http: PodHttp,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     /// AlertRules that exist.
@@ -55,7 +53,6 @@ impl Tools {
     /// Registers the metrics.
     pub(super) fn new(
         client: Client,
-        http: PodHttp,
         recorder: Recorder,
         metrics: Arc<Metrics>,
     ) -> Result<Self, prometheus::Error> {
@@ -63,7 +60,7 @@ impl Tools {
         let help = "Rules brought to pods by result: sent, removed, refused, or unreachable (once for each pod and round).";
         let deliveries =
             metrics.register(IntCounterVec::new(Opts::new("rule_deliveries_total", help), &["result"])?)?;
-        Ok(Self { client, http, recorder, metrics, objects, deliveries })
+        Ok(Self { client, recorder, metrics, objects, deliveries })
     }
 
     fn api(&self, namespace: &str) -> Api<AlertRule> {
@@ -127,7 +124,7 @@ pub(super) async fn round(tools: &Tools, round: Round) -> (Memory, Again) {
         Some(_) => hold(tools, &rules, &mut memory).await,
         None => Vec::new(),
     };
-    let outcomes = visit(tools, &rules, &held, pods.as_deref().unwrap_or_default()).await;
+    let outcomes = visit(&rules, &held, pods.as_deref().unwrap_or_default()).await;
     for (pod, outcome) in &outcomes {
         let Outcome { refused, error, sent, removed, .. } = outcome;
         tools.count("sent", *sent);
@@ -247,7 +244,6 @@ async fn write_finalizers(
 
 /// Speaks to every pod that runs.
 async fn visit<'a>(
-    tools: &Tools,
     rules: &BTreeMap<ObjectKey, Arc<RuleSeen>>,
     held: &[&ObjectKey],
     pods: &'a [PodSeen],
@@ -265,7 +261,7 @@ async fn visit<'a>(
     let (wanted, bodies) = (&wanted, &bodies);
     let mut visits = Vec::new();
     for pod in pods.iter().filter(|pod| runs(pod)) {
-        visits.push(async move { (pod, deliver(&tools.http, pod, wanted, bodies).await) });
+        visits.push(async move { (pod, deliver(pod, wanted, bodies).await) });
     }
     let mut outcomes: Vec<_> = futures_util::stream::iter(visits).buffer_unordered(PODS_MAX).collect().await;
     // In one order, so that of two errors the same one is told each time.

@@ -26,7 +26,6 @@ use tokio::task::AbortHandle;
 
 use self::core::{Core, World};
 use super::clock;
-use super::pod_http::PodHttp;
 use super::pods::PodSeen;
 use super::telemetry::Metrics;
 
@@ -77,7 +76,6 @@ pub(crate) struct Scaler {
 struct Shared {
     /// Guards the whole state of the cluster's scaling; held for one synchronous step, never while waiting.
     core: Mutex<Core>,
-    http: PodHttp,
     metrics: Arc<Metrics>,
     wake: Arc<dyn Fn() + Send + Sync>,
 }
@@ -91,8 +89,8 @@ impl Shared {
 
 impl Scaler {
     /// `wake` is called (cheap, from any task) when the answer of `advice` changed, so that the cluster is reconciled at once.
-    pub(crate) fn start(http: PodHttp, metrics: Arc<Metrics>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let shared = Arc::new(Shared { core: Mutex::default(), http, metrics, wake });
+    pub(crate) fn start(metrics: Arc<Metrics>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        let shared = Arc::new(Shared { core: Mutex::default(), metrics, wake });
         let task = tokio::spawn(task::run(Arc::clone(&shared))).abort_handle();
         Self { shared, task }
     }

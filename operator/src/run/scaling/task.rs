@@ -17,8 +17,8 @@ use super::Shared;
 use super::drain::{Ask, NoReply, Reply, Request};
 use super::metrics::ScrapeEnd;
 use super::pace;
+use crate::admin::{self, Idle};
 use crate::run::clock;
-use crate::run::pod_http::{self, PodHttp};
 use crate::run::pods::PodSeen;
 
 /// Answers that come within this are part of the round; a pod that takes longer does not make the others wait.
@@ -35,8 +35,16 @@ static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 
 /// What came of a request.
 enum Answer {
-    Scrape { uid: String, end: ScrapeEnd, sample: Option<Result<Box<MetricsSample>, MissingReason>> },
-    Drain { request: Request, reply: Reply },
+    Scrape {
+        uid: String,
+        end: ScrapeEnd,
+        sample: Option<Result<Box<MetricsSample>, MissingReason>>,
+        idle: Option<Idle>,
+    },
+    Drain {
+        request: Request,
+        reply: Reply,
+    },
 }
 
 /// How a pod's scrapes go.
@@ -45,6 +53,8 @@ struct Scraping {
     under_way: bool,
     misses: u32,
     due: Duration,
+    /// From the last scrape to the next one.
+    idle: Option<Idle>,
 }
 
 /// Takes turns until it is aborted.
@@ -83,9 +93,10 @@ async fn take_answers(
 
 fn take(shared: &Shared, scraping: &mut HashMap<String, Scraping>, answer: Answer) {
     match answer {
-        Answer::Scrape { uid, end, sample } => {
+        Answer::Scrape { uid, end, sample, idle } => {
             if let Some(pod) = scraping.get_mut(&uid) {
                 pod.under_way = false;
+                pod.idle = idle;
                 pod.misses = match end {
                     ScrapeEnd::Answered => 0,
                     ScrapeEnd::Refused | ScrapeEnd::TimedOut | ScrapeEnd::Failed => {
@@ -119,7 +130,7 @@ fn begin_scrapes(
         let state = scraping.entry(pod.uid.clone()).or_default();
         if !state.under_way && state.due <= now {
             state.under_way = true;
-            answers.push(Box::pin(scrape(Arc::clone(shared), pod)));
+            answers.push(Box::pin(scrape(Arc::clone(shared), pod, state.idle.take())));
         }
     }
 }
@@ -133,7 +144,7 @@ fn decide_and_ask(shared: &Arc<Shared>, answers: &FuturesUnordered<BoxFuture<'st
         (asks, report)
     };
     for (request, pod) in asks {
-        answers.push(Box::pin(ask(shared.http.clone(), request, pod)));
+        answers.push(Box::pin(ask(request, pod)));
     }
     shared.metrics.scaling.report(&report);
     if report.is_news {
@@ -141,18 +152,18 @@ fn decide_and_ask(shared: &Arc<Shared>, answers: &FuturesUnordered<BoxFuture<'st
     }
 }
 
-async fn scrape(shared: Arc<Shared>, pod: PodSeen) -> Answer {
+async fn scrape(shared: Arc<Shared>, pod: PodSeen, mut idle: Option<Idle>) -> Answer {
     let begun = clock::now();
     let (end, sample) = match timeout(PLACE_WAIT, PLACES.acquire()).await {
         // The last sample counts on until it is too old.
         Err(_) | Ok(Err(_)) => (ScrapeEnd::Crowded, None),
-        Ok(Ok(_place)) => match shared.http.get(&pod, "/metrics").await {
+        Ok(Ok(_place)) => match get_metrics(&pod, &mut idle).await {
             Ok(reply) if reply.status.is_success() => {
                 let sample = decide::parse(clock::now(), &String::from_utf8_lossy(&reply.body));
                 (ScrapeEnd::Answered, Some(Ok(Box::new(sample))))
             }
             Ok(_refused) => (ScrapeEnd::Refused, Some(Err(MissingReason::Unreachable))),
-            Err(pod_http::Error::Timeout(_)) => (ScrapeEnd::TimedOut, Some(Err(MissingReason::Unreachable))),
+            Err(admin::Error::Timeout(_)) => (ScrapeEnd::TimedOut, Some(Err(MissingReason::Unreachable))),
             Err(error) => {
                 tracing::debug!(pod = %pod.name, reason = %error, "a pod gives no metrics");
                 (ScrapeEnd::Failed, Some(Err(MissingReason::Unreachable)))
@@ -160,29 +171,34 @@ async fn scrape(shared: Arc<Shared>, pod: PodSeen) -> Answer {
         },
     };
     shared.metrics.scaling.scraped(end, clock::now().saturating_sub(begun));
-    Answer::Scrape { uid: pod.uid, end, sample }
+    Answer::Scrape { uid: pod.uid, end, sample, idle }
 }
 
-async fn ask(http: PodHttp, request: Request, pod: Option<PodSeen>) -> Answer {
+async fn get_metrics(pod: &PodSeen, idle: &mut Option<Idle>) -> Result<admin::Reply, admin::Error> {
+    pod.admin()?.request(Method::GET, "/metrics", None, admin::TIMEOUT, idle).await
+}
+
+async fn send(pod: &PodSeen, ask: Ask) -> Result<admin::Reply, admin::Error> {
+    let method = match ask {
+        Ask::Drain => Method::POST,
+        Ask::Look => Method::GET,
+        Ask::Cancel => Method::DELETE,
+    };
+    pod.admin()?.request(method, "/admin/drain", None, admin::TIMEOUT, &mut None).await
+}
+
+async fn ask(request: Request, pod: Option<PodSeen>) -> Answer {
     let reply = match (pod, timeout(PLACE_WAIT, PLACES.acquire()).await) {
-        (Some(pod), Ok(Ok(_place))) => {
-            const PATH: &str = "/admin/drain";
-            let reply = match request.ask {
-                Ask::Drain => http.post(&pod, PATH).await,
-                Ask::Look => http.get(&pod, PATH).await,
-                Ask::Cancel => http.request(Method::DELETE, &pod, PATH, None, pod_http::TIMEOUT).await,
-            };
-            match reply {
-                Ok(reply) if reply.status.is_success() => {
-                    serde_json::from_slice(&reply.body).map_err(|_unreadable| NoReply::Silent)
-                }
-                Ok(reply) => Err(NoReply::Status(reply.status.as_u16())),
-                Err(error) => {
-                    tracing::debug!(pod = %pod.name, reason = %error, "a pod gives no answer about its drain");
-                    Err(NoReply::Silent)
-                }
+        (Some(pod), Ok(Ok(_place))) => match send(&pod, request.ask).await {
+            Ok(reply) if reply.status.is_success() => {
+                serde_json::from_slice(&reply.body).map_err(|_unreadable| NoReply::Silent)
             }
-        }
+            Ok(reply) => Err(NoReply::Status(reply.status.as_u16())),
+            Err(error) => {
+                tracing::debug!(pod = %pod.name, reason = %error, "a pod gives no answer about its drain");
+                Err(NoReply::Silent)
+            }
+        },
         (None, _) | (_, Err(_) | Ok(Err(_))) => Err(NoReply::Silent),
     };
     Answer::Drain { request, reply }

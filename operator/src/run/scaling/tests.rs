@@ -139,7 +139,7 @@ impl Operated {
         let woken = Arc::new(tokio::sync::Notify::new());
         let wake = Arc::clone(&woken);
         let metrics = Arc::new(Metrics::new().unwrap());
-        let scaler = Scaler::start(PodHttp::new(), metrics, Arc::new(move || wake.notify_one()));
+        let scaler = Scaler::start(metrics, Arc::new(move || wake.notify_one()));
         let mut pods = BTreeMap::new();
         for ordinal in 0..replicas {
             pods.insert(ordinal, FakePod::start().await);

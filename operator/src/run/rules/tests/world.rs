@@ -22,7 +22,6 @@ use tokio::net::TcpListener;
 
 use super::super::round::{Again, Memory, Round, Tools, round};
 use super::super::seen::RuleSeen;
-use crate::run::pod_http::PodHttp;
 use crate::run::pods::{ObjectKey, PodSeen};
 use crate::run::telemetry::Metrics;
 
@@ -60,7 +59,7 @@ impl World {
         let reporter = Reporter { controller: "test".to_owned(), instance: Some("test".to_owned()) };
         let recorder = Recorder::new(client.clone(), reporter);
         let metrics = Arc::new(Metrics::new().unwrap());
-        let tools = Tools::new(client, PodHttp::new(), recorder, metrics).unwrap();
+        let tools = Tools::new(client, recorder, metrics).unwrap();
         Self {
             server,
             tools,
