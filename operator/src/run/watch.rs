@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use certeus_crds::{FieldError, LedgerCluster, LedgerClusterStatus};
 use certeus_operator::build;
+use certeus_operator::validate::{Cluster, validate};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -37,8 +38,8 @@ pub(crate) struct ClusterSeen {
     pub(crate) generation: Option<i64>,
     pub(crate) resource_version: String,
     pub(crate) deleted: bool,
-    /// Without its status; or why it cannot be read.
-    pub(crate) object: Result<Arc<LedgerCluster>, Vec<FieldError>>,
+    /// What it asks for, or why that cannot be carried out.
+    pub(crate) cluster: Result<Arc<Cluster>, Vec<FieldError>>,
     pub(crate) status: Option<LedgerClusterStatus>,
 }
 
@@ -219,17 +220,21 @@ fn read_cluster(mut object: DynamicObject) -> Option<Box<ClusterSeen>> {
     // A status of another version must not make the object unreadable.
     let status = object.data.as_object_mut().and_then(|data| data.remove("status"));
     let metadata = object.metadata.clone();
-    let read = serde_json::to_value(&object)
-        .map_err(|error| vec![FieldError::new("", error.to_string())])
-        .and_then(LedgerCluster::read);
+    let whole = serde_json::to_value(&object).map_err(|error| vec![FieldError::new("", error.to_string())]);
     Some(Box::new(ClusterSeen {
         uid: metadata.uid.unwrap_or_default(),
         generation: metadata.generation,
         resource_version: metadata.resource_version.unwrap_or_default(),
         deleted: metadata.deletion_timestamp.is_some(),
-        object: read.map(Arc::new),
+        cluster: whole.and_then(checked),
         status: status.and_then(|status| serde_json::from_value(status).ok()),
     }))
+}
+
+/// What a LedgerCluster asks for, or everything that is wrong with it.
+pub(crate) fn checked(object: serde_json::Value) -> Result<Arc<Cluster>, Vec<FieldError>> {
+    let cluster = LedgerCluster::read(object).and_then(|object| validate(&object))?;
+    Ok(Arc::new(build::with_api_key(cluster)))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as the other readers")]

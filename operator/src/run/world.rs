@@ -45,8 +45,8 @@ impl Snapshot {
 #[derive(Debug, Default)]
 pub(crate) struct World {
     clusters: HashMap<ObjectKey, Arc<ClusterSeen>>,
-    /// By cluster, then by the pod's number and name.
-    pods: HashMap<ObjectKey, BTreeMap<(u32, String), PodSeen>>,
+    /// By cluster, in the order of their numbers.
+    pods: HashMap<ObjectKey, Vec<PodSeen>>,
     /// By cluster.
     owned: HashMap<ObjectKey, BTreeMap<OwnedKey, Seen>>,
     /// The cluster of each pod and owned object: one that is deleted is known by its own name only.
@@ -73,7 +73,7 @@ impl World {
                         Some(Effect::Changed)
                     }
                     // What others write into the status is put right.
-                    Some(old) if old.status != seen.status || old.object != seen.object => {
+                    Some(old) if old.status != seen.status || old.cluster != seen.cluster => {
                         Some(Effect::Around)
                     }
                     Some(_) => None,
@@ -122,7 +122,7 @@ impl World {
         let Some((cluster, seen)) = seen else {
             let Some(cluster) = self.owners.remove(&place) else { return Vec::new() };
             if let Some(pods) = self.pods.get_mut(&cluster) {
-                pods.retain(|(_, name), _| **name != *pod.name);
+                pods.retain(|other| *other.name != *pod.name);
                 if pods.is_empty() {
                     self.pods.remove(&cluster);
                 }
@@ -131,8 +131,12 @@ impl World {
         };
         self.owners.insert(place, cluster.clone());
         let pods = self.pods.entry(cluster.clone()).or_default();
-        let before = pods.insert((seen.ordinal, seen.name.clone()), seen.clone());
-        if before.is_some_and(|before| before == seen) { Vec::new() } else { vec![(cluster, Effect::Around)] }
+        match pods.binary_search_by(|other| (other.ordinal, &other.name).cmp(&(seen.ordinal, &seen.name))) {
+            Ok(place) if pods[place] == seen => return Vec::new(),
+            Ok(place) => pods[place] = seen,
+            Err(place) => pods.insert(place, seen),
+        }
+        vec![(cluster, Effect::Around)]
     }
 
     fn object(
@@ -182,15 +186,11 @@ impl World {
         let autoscaler = self.autoscalers.iter().find(|(_, target)| *target == key);
         Some(Snapshot {
             cluster,
-            pods: self.pods(key),
+            pods: self.pods.get(key).cloned().unwrap_or_default(),
             owned: self.owned.get(key).cloned().unwrap_or_default(),
             autoscaler: autoscaler.map(|(autoscaler, _)| autoscaler.name.to_string()),
             service_monitors: self.service_monitors,
         })
-    }
-
-    fn pods(&self, key: &ObjectKey) -> Vec<PodSeen> {
-        self.pods.get(key).into_iter().flat_map(|pods| pods.values().cloned()).collect()
     }
 
     pub(crate) fn clusters(&self) -> usize {
@@ -217,7 +217,7 @@ mod tests {
                 generation: Some(generation),
                 resource_version: resource_version.to_owned(),
                 deleted: false,
-                object: Err(Vec::new()),
+                cluster: Err(Vec::new()),
                 status: None,
             })),
         )

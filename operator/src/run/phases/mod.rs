@@ -1,5 +1,5 @@
-//! One reconcile of one LedgerCluster in five phases: dereference, validate, build, apply, status. Only the first and the last two
-//! talk to the API server, and none does while nothing changed.
+//! One reconcile of one LedgerCluster in five phases: validate, which was done when the watch read it, dereference, build, apply,
+//! status. Only dereference and the last two talk to the API server, and none does while nothing changed.
 //!
 //! Promises: nothing is written for a cluster that is paused, in a dry run or being deleted, but its status; the workload comes
 //! after everything it needs; an error of one object does not keep the others from being put right.
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use certeus_crds::LedgerClusterStatus;
 use certeus_operator::build::{self, Inputs};
-use certeus_operator::validate::{Cluster, Scaling, validate};
+use certeus_operator::validate::{Cluster, Scaling};
 use kube::Client;
 use kube::runtime::events::Recorder;
 
@@ -44,8 +44,8 @@ pub(crate) struct Context {
 /// What is remembered of a cluster from one reconcile to the next. All of it may be lost: then the API server is asked.
 #[derive(Default)]
 pub(crate) struct Record {
-    /// The specification as it was last found valid, with uid and generation.
-    valid: Option<(String, Option<i64>, Arc<Cluster>)>,
+    /// The specification as it was last found valid.
+    valid: Option<Arc<Cluster>>,
     scaler: Option<Scaler>,
     applied: BTreeMap<OwnedKey, apply::Applied>,
     secrets: Option<dereference::Secrets>,
@@ -63,7 +63,7 @@ impl Record {
 
     /// The Secrets that the cluster refers to.
     pub(crate) fn secrets(&self) -> BTreeSet<String> {
-        let names = self.valid.iter().flat_map(|(_, _, cluster)| dereference::names(cluster));
+        let names = self.valid.iter().flat_map(|cluster| dereference::names(cluster));
         names.collect()
     }
 }
@@ -94,9 +94,11 @@ async fn run(
         record.scaler = None;
         return Ok(());
     }
-    let cluster = match validated(record, &snapshot) {
-        Ok(cluster) => cluster,
-        Err(error) => {
+    status::forget(&mut record.written, &snapshot);
+    let cluster = match &snapshot.cluster.cluster {
+        Ok(cluster) => Arc::clone(cluster),
+        Err(errors) => {
+            let error = Error::Invalid(errors.clone());
             let status = status::invalid(record.written.as_ref(), &snapshot, &error);
             if let Err(failed) = go_on(context, key, record, &snapshot).await {
                 tracing::warn!(cluster.name = %key.name, error = failed.message(), "cannot scale");
@@ -104,6 +106,7 @@ async fn run(
             return finish(context, key, record, &snapshot, status, Err(error)).await;
         }
     };
+    record.valid = Some(Arc::clone(&cluster));
     let name = build::workload_name(&cluster);
     if snapshot.workload(name).is_none()
         && let Some(seen) = dereference::workload(context, &cluster, &snapshot.cluster.uid).await?
@@ -178,10 +181,10 @@ async fn go_on(
 ) -> Result<(), Error> {
     let pods = pods_with_key(record, snapshot);
     context.pods.set(key, Some(pods.clone()));
-    let (Some((uid, _, cluster)), Some(scaler)) = (&record.valid, &record.scaler) else { return Ok(()) };
+    let (Some(cluster), Some(scaler)) = (&record.valid, &record.scaler) else { return Ok(()) };
     let name = build::workload_name(cluster);
     let Some(present) = snapshot.workload(name).map(|workload| workload.replicas) else { return Ok(()) };
-    if *uid != snapshot.cluster.uid {
+    if cluster.uid.as_ref() != Some(&snapshot.cluster.uid) {
         return Ok(());
     }
     scaler.observe(Arc::clone(cluster), Some(present), pods, snapshot.autoscaler.is_some());
@@ -210,20 +213,6 @@ fn count_scale(metrics: &Metrics, before: u32, after: u32) {
         std::cmp::Ordering::Less => metrics.scale_writes.with_label_values(&["down"]).inc(),
         std::cmp::Ordering::Equal => {}
     }
-}
-
-fn validated(record: &mut Record, snapshot: &Snapshot) -> Result<Arc<Cluster>, Error> {
-    let seen = &snapshot.cluster;
-    if let Some((uid, generation, cluster)) = &record.valid
-        && *uid == seen.uid
-        && *generation == seen.generation
-    {
-        return Ok(Arc::clone(cluster));
-    }
-    let object = seen.object.as_ref().map_err(|errors| Error::Invalid(errors.clone()))?;
-    let cluster = Arc::new(build::with_api_key(validate(object).map_err(Error::Invalid)?));
-    record.valid = Some((seen.uid.clone(), seen.generation, Arc::clone(&cluster)));
-    Ok(cluster)
 }
 
 /// Status and Events. What went wrong before is what is returned, unless the status itself cannot be written.

@@ -19,7 +19,7 @@ use crate::run::pods::{ObjectKey, PodSeen};
 use crate::run::scaling::{Advice, DrainState};
 use crate::run::world::Snapshot;
 
-/// The status as it was written last.
+/// The status as it was written last, while the watch does not show it yet.
 pub(crate) struct Written {
     /// The version of the object that was known then: until the watch shows a later one, this is what stands there.
     over: String,
@@ -40,10 +40,14 @@ pub(crate) struct Seen<'a> {
     pub(crate) errors: &'a [Error],
 }
 
+/// Lets go of what was written once the watch shows it.
+pub(crate) fn forget(written: &mut Option<Written>, snapshot: &Snapshot) {
+    written.take_if(|written| written.over != snapshot.cluster.resource_version);
+}
+
 /// The status that stands there.
 fn before<'a>(written: Option<&'a Written>, snapshot: &'a Snapshot) -> Option<&'a LedgerClusterStatus> {
-    let own = written.filter(|written| written.over == snapshot.cluster.resource_version);
-    own.map(|own| &own.status).or(snapshot.cluster.status.as_ref())
+    written.map(|own| &own.status).or(snapshot.cluster.status.as_ref())
 }
 
 /// The status of an object that cannot be carried out.

@@ -1,6 +1,5 @@
 use std::sync::Arc;
 
-use certeus_crds::LedgerCluster;
 use hyper::Method;
 use kube::runtime::events::Recorder;
 use serde_json::{Value, json};
@@ -8,7 +7,7 @@ use serde_json::{Value, json};
 use super::fake_api::FakeApi;
 use super::*;
 use crate::run::error::Class;
-use crate::run::watch::ClusterSeen;
+use crate::run::watch::{ClusterSeen, checked};
 
 const CLUSTER: &str = "/apis/certeus.io/v1alpha1/namespaces/ns/ledgerclusters/demo/status";
 const SERVICE: &str = "/api/v1/namespaces/ns/services/demo-pods";
@@ -64,7 +63,7 @@ impl World {
             generation: Some(self.generation),
             resource_version: version.unwrap_or_default(),
             deleted: false,
-            object: LedgerCluster::read(object).map(Arc::new),
+            cluster: checked(object),
             status: stored.and_then(|stored| serde_json::from_value(stored["status"].clone()).ok()),
         };
         let snapshot = Snapshot {
