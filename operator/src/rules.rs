@@ -1,9 +1,11 @@
-//! Decides about `AlertRule`s: whether pods may have the rules, which pods lack them, and what the status says.
+//! Decides about `AlertRule`s, and `PrometheusRule`s that are given to a cluster: whether pods may have the rules, which pods lack
+//! them, and what the status says.
 //! Pure, and one object at a time, so that a mistake in one hurts no other. Follows the checks of Prometheus' own rule files; where it
 //! is stricter, the rule could only have failed later, at each evaluation or when its alert fires.
-//! Promises: no error repeats the address of a notify target. Read next: `delivery.rs`, `template.rs`.
+//! Promises: no error repeats the address of a notify target. Read next: `delivery.rs`, `template.rs`, `prometheus_rule.rs`.
 
 mod delivery;
+mod prometheus_rule;
 mod promql;
 mod status;
 mod template;
@@ -18,7 +20,8 @@ use hyper::Uri;
 use serde::Serialize;
 
 pub use delivery::{Loaded, LoadedRules, Plan, Step, Wanted, path, plan};
-pub use status::{CLUSTER_NOT_FOUND, Delivery, INVALID, Subject, status};
+pub use prometheus_rule::{CLUSTER_LABEL, import, imported_name, name_of_imported, prometheus_rule_resource};
+pub use status::{CLUSTER_NOT_FOUND, Delivery, INVALID, PARTIAL, Subject, VALID, status};
 
 /// Rules are evaluated at most this often.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -32,14 +35,16 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const NAME_LABEL: &str = "__name__";
 
 /// Rules that pods may have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accepted {
     /// What is sent to the pods, as JSON.
     pub body: Bytes,
-    /// How many groups.
+    /// How many groups. A `PrometheusRule` may have none that pods can use; then they have nothing of it.
     pub groups: usize,
     /// How many rules in all of them.
     pub rules: usize,
+    /// What pods do not get of the object, in words; mostly nothing.
+    pub left_out: String,
 }
 
 /// What is sent to a pod. Groups have the form they have in the object, which is that of Prometheus.
@@ -99,7 +104,7 @@ pub fn validate(object: &AlertRule) -> Result<Accepted, Vec<FieldError>> {
         )));
     }
     let rules = object.spec.groups.iter().map(|group| group.rules.len()).sum();
-    Ok(Accepted { body: body.into(), groups: object.spec.groups.len(), rules })
+    Ok(Accepted { body: body.into(), groups: object.spec.groups.len(), rules, left_out: String::new() })
 }
 
 impl<'a> From<&'a NotifyTarget> for Target<'a> {

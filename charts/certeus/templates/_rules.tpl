@@ -34,7 +34,11 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create]
-# What is only looked at: pods and their addresses, autoscalers that want the same StatefulSet.
+# What is only looked at: rules of the Prometheus operator that a label gives to a ledger, pods and their addresses, autoscalers that
+# want the same StatefulSet.
+- apiGroups: [monitoring.coreos.com]
+  resources: [prometheusrules]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]

@@ -83,6 +83,32 @@ impl Space {
         Ok(space)
     }
 
+    /// Makes somebody else's kind known, if it is not, with version `v1` and objects of any content: their own schema is not
+    /// what is tested.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn define_foreign(&self, group: &str, kind: &str) -> Result<()> {
+        let singular = kind.to_lowercase();
+        let plural = format!("{singular}s");
+        let name = format!("crd/{plural}.{group}");
+        if self.kubectl(&["get", &name, "--ignore-not-found", "-o", "name"])?.is_empty() {
+            let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+            let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } });
+            let definition = json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": format!("{plural}.{group}") },
+                "spec": {
+                    "group": group, "names": { "kind": kind, "plural": plural, "singular": singular },
+                    "scope": "Namespaced", "versions": [version],
+                },
+            });
+            self.apply(&definition.to_string())?;
+        }
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &name])?;
+        Ok(())
+    }
+
     /// The control plane.
     #[must_use]
     pub fn plane(&self) -> &'static ControlPlane {

@@ -19,7 +19,7 @@ use super::{EVERYTHING, chart, objects, run_helm, template, text};
 const SYSTEM: &str = "certeus-system";
 
 /// What the operator may do in a namespace that it watches: group, resources, verbs.
-const RIGHTS: [(&str, &str, &str); 13] = [
+const RIGHTS: [(&str, &str, &str); 14] = [
     ("certeus.io", "ledgerclusters", "get list watch"),
     ("certeus.io", "alertrules", "get list watch patch"),
     ("certeus.io", "ledgerclusters/status alertrules/status", "patch"),
@@ -30,6 +30,7 @@ const RIGHTS: [(&str, &str, &str); 13] = [
     ("networking.k8s.io", "networkpolicies", "get list watch create patch delete"),
     ("monitoring.coreos.com", "servicemonitors", "get list watch create patch delete"),
     ("", "secrets", "get list watch create"),
+    ("monitoring.coreos.com", "prometheusrules", "list watch"),
     ("", "pods", "get list watch"),
     ("autoscaling", "horizontalpodautoscalers", "list watch"),
     ("events.k8s.io", "events", "create patch"),
@@ -80,24 +81,10 @@ pub(super) fn exists(arguments: &[&str]) -> bool {
     !ControlPlane::get().unwrap().kubectl(&all).unwrap().trim().is_empty()
 }
 
-/// Definitions of others that the chart can make objects of; their own schemas are not what is tested.
+/// Definitions of others that the chart can make objects of.
 pub(super) fn install_foreign_definitions(space: &Space) {
-    for (kind, plural) in [("ServiceMonitor", "servicemonitors"), ("PrometheusRule", "prometheusrules")] {
-        let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
-        let definition = json!({
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": { "name": format!("{plural}.monitoring.coreos.com") },
-            "spec": {
-                "group": "monitoring.coreos.com",
-                "names": { "kind": kind, "plural": plural, "singular": kind.to_lowercase() },
-                "scope": "Namespaced",
-                "versions": [{ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } }],
-            },
-        });
-        space.apply(&definition.to_string()).unwrap();
-        let name = format!("crd/{plural}.monitoring.coreos.com");
-        space.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &name]).unwrap();
+    for kind in ["ServiceMonitor", "PrometheusRule"] {
+        space.define_foreign("monitoring.coreos.com", kind).unwrap();
     }
 }
 

@@ -6,6 +6,7 @@ mod alert_rules;
 mod installed;
 mod load;
 mod pods;
+mod prometheus_rules;
 mod reconcile;
 mod resources;
 mod rollout;

@@ -6,6 +6,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Accepted;
 
+/// Reason of the condition `Accepted` of rules of which pods get everything.
+pub const VALID: &str = "Valid";
+/// Reason of the condition `Accepted` of rules of which pods get a part.
+pub const PARTIAL: &str = "Partial";
 /// Reason of the condition `Accepted` of rules with a mistake.
 pub const INVALID: &str = "Invalid";
 /// Reason of the condition `Accepted` of rules for a cluster that does not exist.
@@ -99,8 +103,13 @@ fn accepted_condition(
         (Ok(_), None) => {
             (false, CLUSTER_NOT_FOUND, format!("there is no LedgerCluster {cluster:?} in this namespace"))
         }
-        (Ok(Accepted { groups, rules, body: _ }), Some(_)) => {
-            (true, "Valid", format!("{rules} rules in {groups} groups"))
+        (Ok(Accepted { groups, rules, left_out, body: _ }), Some(_)) => {
+            let message = format!("{rules} rules in {groups} groups");
+            if left_out.is_empty() {
+                (true, VALID, message)
+            } else {
+                (true, PARTIAL, format!("{message}; {left_out}"))
+            }
         }
     };
     Finding { type_: "Accepted", holds, reason, message: shortened(&message) }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use certeus_operator::build::service_monitor_resource;
 use futures_util::FutureExt;
 use rand::RngExt;
 use tokio::sync::{Notify, mpsc, watch};
@@ -107,7 +108,12 @@ impl Controller {
             watches::start(client, &self.scope, sender.clone(), metrics, &self.health);
         let mut monitors = JoinSet::new();
         let mut discovery = JoinSet::new();
-        discovery.spawn(super::discovery::watch_service_monitors(client.clone(), sender.clone()));
+        discovery.spawn(super::discovery::watch_kind(
+            client.clone(),
+            service_monitor_resource(),
+            sender.clone(),
+            Change::ServiceMonitors,
+        ));
         let mut synced = Some(synced);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use certeus_crds::{GROUP, VERSION};
 use kube::Client;
+use kube::api::ApiResource;
 use tokio::sync::{mpsc, watch};
 
 use super::clock;
 use super::telemetry::{Health, Source};
-use super::watch::Change;
 
 /// A kind that is added or removed is noticed within this time.
-const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(10);
 /// While the operator cannot work without them.
 const MISSING_INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,13 +54,17 @@ pub(crate) async fn wait_for_kinds(
     }
 }
 
-/// Tells, now and whenever it changes, whether there are ServiceMonitors.
-pub(crate) async fn watch_service_monitors(client: Client, changes: mpsc::Sender<Change>) {
-    let resource = certeus_operator::build::service_monitor_resource();
+/// Tells, now and then again and again, whether the API server knows a kind of somebody else's.
+pub(crate) async fn watch_kind<C>(
+    client: Client,
+    kind: ApiResource,
+    changes: mpsc::Sender<C>,
+    change: fn(bool) -> C,
+) {
     loop {
         // An error says nothing either way.
-        if let Ok(kinds) = kinds(&client, &resource.api_version).await
-            && changes.send(Change::ServiceMonitors(kinds.contains(&resource.kind))).await.is_err()
+        if let Ok(kinds) = kinds(&client, &kind.api_version).await
+            && changes.send(change(kinds.contains(&kind.kind))).await.is_err()
         {
             return;
         }

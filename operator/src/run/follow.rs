@@ -32,8 +32,8 @@ pub(crate) struct Outlet<C> {
     pub(crate) health: Arc<Health>,
     /// Which of the watched namespaces.
     pub(crate) place: usize,
-    /// What says that the first list of a required watch is complete.
-    pub(crate) synced: fn() -> C,
+    /// What says that the first list is complete, with the place, where somebody waits for it.
+    pub(crate) synced: Option<fn(usize) -> C>,
 }
 
 impl<C> Clone for Outlet<C> {
@@ -65,7 +65,7 @@ pub(crate) async fn follow<K, V, C>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let Outlet { changes, metrics, health, place, synced: first_list } = outlet;
+    let Outlet { changes, metrics, health, place, synced: mut first_list } = outlet;
     let page = config.page_size.unwrap_or(PAGE_OBJECTS).min(PAGE_OBJECTS);
     let config = config.page_size(page).timeout(WATCH_SECONDS);
     let (events, errors) =
@@ -75,7 +75,7 @@ pub(crate) async fn follow<K, V, C>(
     // What was there, so that what a new list lacks is known to be gone.
     let mut known: HashSet<ObjectKey> = HashSet::new();
     let mut listed: HashSet<ObjectKey> = HashSet::new();
-    let (mut synced, mut failing, mut told) = (false, false, Duration::ZERO);
+    let (mut failing, mut told) = (false, Duration::ZERO);
     let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
     // The stream never ends by itself.
     while let Some(event) = stream.next().await {
@@ -119,10 +119,7 @@ pub(crate) async fn follow<K, V, C>(
                 let gone = known.difference(&listed).cloned();
                 out.extend(gone.map(|key| change(key, None)));
                 known = std::mem::take(&mut listed);
-                if !synced && need == Need::Required {
-                    out.push(first_list());
-                }
-                synced = true;
+                out.extend(first_list.take().map(|first_list| first_list(place)));
             }
             watcher::Event::Apply(object) => {
                 if let Some(key) = key(&object) {

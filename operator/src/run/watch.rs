@@ -79,7 +79,7 @@ pub(crate) fn start(
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
         place: 0,
-        synced: || Change::Synced,
+        synced: Some(|_place| Change::Synced),
     };
     let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
     for (place, namespace) in scope.namespaces().into_iter().enumerate() {
@@ -98,7 +98,7 @@ pub(crate) fn start_service_monitors(
     health: &Arc<Health>,
 ) -> JoinSet<()> {
     let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
-    let outlet = Outlet { changes, metrics, health, place: 0, synced: || Change::Synced };
+    let outlet = Outlet { changes, metrics, health, place: 0, synced: None };
     let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
     for (place, namespace) in scope.namespaces().into_iter().enumerate() {
         let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
@@ -190,7 +190,10 @@ impl Start<'_> {
         V: Send + 'static,
     {
         watches.lists += usize::from(need == Need::Required);
-        let outlet = self.outlet.clone();
+        let mut outlet = self.outlet.clone();
+        if need == Need::Helpful {
+            outlet.synced = None;
+        }
         watches.tasks.spawn(follow(name, need, api, config, read, change, outlet));
     }
 }

@@ -43,7 +43,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// A key of names such as Kubernetes has.
+    /// A key of names such as Kubernetes has. Two dots in a row, which it does not allow, are taken: so the operator tells rules
+    /// from objects of different kinds apart.
     ///
     /// # Errors
     /// When one of them is none.

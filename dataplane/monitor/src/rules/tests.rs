@@ -111,6 +111,7 @@ fn what_has_another_form_is_refused_with_its_place() {
         assert!(Key::new(namespace, name).is_err(), "{namespace} {name}");
     }
     assert!(Key::new("a", &"x".repeat(254)).is_err() && Key::new("a-1", "b.c-2").is_ok());
+    assert!(Key::new("a", "prometheusrule..b").is_ok(), "the operator names other kinds so");
 }
 
 #[test]

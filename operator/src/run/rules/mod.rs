@@ -1,11 +1,13 @@
-//! Reconciles AlertRules: validates them, brings them to the pods of their cluster, and reports.
+//! Reconciles AlertRules, and PrometheusRules that are given to a cluster: validates them, brings them to its pods, and reports.
 //!
 //! One round looks at all rules of one cluster: one question to each pod, then only what differs. Rounds come when a rule or a pod
 //! changed, and every few seconds, so that a pod that forgot its rules, or has some that nobody wants, is put right. One task owns
 //! all that is known; rounds run beside it on copies. An object with a mistake, or that cannot be written, holds up no other.
-//! Read next: `round.rs`, `pod.rs`, then the library's `rules`.
+//! PrometheusRules are somebody else's: they are never written, and their definition may be absent, or come later.
+//! Read next: `round.rs`, `pod.rs`, `report.rs`, then the library's `rules`.
 
 mod pod;
+mod report;
 mod round;
 mod seen;
 #[cfg(test)]
@@ -15,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use certeus_operator::rules::prometheus_rule_resource;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use rand::RngExt;
@@ -23,12 +26,13 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use super::Scope;
 use super::clock;
+use super::discovery;
 use super::error::Class;
 use super::pods::{ObjectKey, PodDirectory};
 use super::queue::{Queue, Wake};
 use super::telemetry::{Health, Metrics};
 use round::{Again, Memory, Round, Tools, round};
-use seen::{Change, RuleSeen};
+use seen::{Change, Origin, RuleSeen, Watching};
 
 /// What comes in this time is one round: an apply of many objects, the echo of what a round wrote.
 const GATHER: Duration = Duration::from_millis(200);
@@ -71,8 +75,12 @@ pub(crate) async fn run(context: Context) {
     };
     let mut pod_changes = pods.changes();
     let (sender, mut changes) = mpsc::channel(CHANGES_MAX);
-    let mut watches = seen::watch(&client, &scope, &sender, &metrics, &health);
-    let mut keeper = Keeper::new(tools, pods, watches.len());
+    let mut keeper = Keeper::new(tools, pods, scope.clone());
+    let mut watches = JoinSet::new();
+    let watching = Watching { client: client.clone(), scope, changes: sender.clone(), metrics, health };
+    watching.start(Origin::AlertRule, &mut watches);
+    let kind = prometheus_rule_resource();
+    watches.spawn(discovery::watch_kind(client, kind, sender, Change::Imports));
     keeper.wake_all(clock::now());
     loop {
         keeper.start(clock::now());
@@ -81,7 +89,12 @@ pub(crate) async fn run(context: Context) {
             // A sender that is gone means the same as a stop.
             _stopped = stop.wait_for(|stop| *stop) => return,
             // The watches live as long as their set, and the sender beside them as long as this function.
-            Some(change) = changes.recv() => keeper.take(change, clock::now()),
+            Some(change) = changes.recv() => {
+                if matches!(change, Change::Imports(true)) && !keeper.is_importing {
+                    watching.start(Origin::PrometheusRule, &mut watches);
+                }
+                keeper.take(change, clock::now());
+            }
             changed = pod_changes.recv() => match changed {
                 Ok(cluster) => keeper.wake(&cluster, Wake::Changed, clock::now()),
                 Err(broadcast::error::RecvError::Lagged(_)) => keeper.wake_all(clock::now()),
@@ -110,10 +123,17 @@ struct Keeper {
     running: HashMap<Id, ObjectKey>,
     /// First lists that are not complete. Until then no round may run: what is not known yet would be removed from pods.
     lists_missing: usize,
+    scope: Scope,
+    /// The kind was there once, so that its watches tell what there is of it.
+    is_importing: bool,
+    /// For each watched namespace, whether all its PrometheusRules are known. Until then pods keep those that they have; AlertRules
+    /// do not wait for what may never come.
+    imports_known: Vec<bool>,
 }
 
 impl Keeper {
-    fn new(tools: Arc<Tools>, pods: PodDirectory, lists_missing: usize) -> Self {
+    fn new(tools: Arc<Tools>, pods: PodDirectory, scope: Scope) -> Self {
+        let namespaces = scope.namespaces().len();
         Self {
             tools,
             pods,
@@ -123,7 +143,10 @@ impl Keeper {
             queue: Queue::new(),
             rounds: JoinSet::new(),
             running: HashMap::new(),
-            lists_missing,
+            lists_missing: namespaces,
+            scope,
+            is_importing: false,
+            imports_known: vec![false; namespaces],
         }
     }
 
@@ -145,24 +168,53 @@ impl Keeper {
                 self.lists_missing = self.lists_missing.saturating_sub(1);
                 self.wake_all(now);
             }
+            Change::Imports(true) if !self.is_importing => {
+                self.is_importing = true;
+                self.imports_known.fill(false);
+            }
+            Change::Imports(false) if !self.is_importing && self.imports_known.contains(&false) => {
+                // There are none.
+                self.imports_known.fill(true);
+                self.wake_all(now);
+            }
+            Change::Imports(_) => {}
+            Change::ImportsSynced(place) => {
+                if let Some(is_known) = self.imports_known.get_mut(place) {
+                    *is_known = true;
+                }
+                self.wake_all(now);
+            }
             Change::Gone(key) => {
                 if let Some(old) = self.rules.remove(&key) {
+                    self.tools.objects(&old).dec();
                     self.leave(&old.cluster, &key, now);
                 }
             }
             Change::Rule(key, object) => {
                 let before = self.rules.get(&key).cloned();
-                let seen = Arc::new(RuleSeen::read(*object, before.as_deref()));
-                if let Some(before) = before.filter(|before| before.cluster != seen.cluster) {
-                    // The pods of the cluster it was for must forget it.
-                    self.leave(&before.cluster, &key, now);
+                let seen = Arc::new(RuleSeen::read(&key, *object, before.as_deref()));
+                self.tools.objects(&seen).inc();
+                if let Some(before) = before {
+                    self.tools.objects(&before).dec();
+                    if before.cluster != seen.cluster {
+                        // The pods of the cluster it was for must forget it.
+                        self.leave(&before.cluster, &key, now);
+                    }
                 }
                 self.clusters.entry(seen.cluster.clone()).or_default().insert(key.clone());
                 self.wake(&seen.cluster, Wake::Changed, now);
                 self.rules.insert(key, seen);
             }
         }
-        self.tools.objects.set(i64::try_from(self.rules.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Whether all PrometheusRules of a namespace are known.
+    fn knows_imports(&self, namespace: &str) -> bool {
+        let place = match &self.scope {
+            Scope::All => Some(0),
+            Scope::Namespaces(names) => names.iter().position(|name| name == namespace),
+        };
+        place.and_then(|place| self.imports_known.get(place)).is_some_and(|is_known| *is_known)
     }
 
     fn leave(&mut self, cluster: &ObjectKey, rule: &ObjectKey, now: Duration) {
@@ -185,15 +237,18 @@ impl Keeper {
         while self.next_due().is_some() {
             let Some(cluster) = self.queue.next(now) else { return };
             let pods = self.pods.pods(&cluster);
+            let with_imports = self.knows_imports(&cluster.namespace);
             let names = self.clusters.get(&cluster).into_iter().flatten();
-            let rules: BTreeMap<ObjectKey, Arc<RuleSeen>> =
-                names.filter_map(|name| Some((name.clone(), Arc::clone(self.rules.get(name)?)))).collect();
+            let rules: BTreeMap<ObjectKey, Arc<RuleSeen>> = names
+                .filter_map(|name| Some((name.clone(), Arc::clone(self.rules.get(name)?))))
+                .filter(|(_, rule)| with_imports || rule.origin == Origin::AlertRule)
+                .collect();
             let memory = self.memories.remove(&cluster).unwrap_or_default();
             if pods.is_none() && rules.is_empty() {
                 self.queue.forget(&cluster);
                 continue;
             }
-            let work = Round { cluster: cluster.clone(), rules, pods, memory };
+            let work = Round { cluster: cluster.clone(), rules, with_imports, pods, memory };
             let tools = Arc::clone(&self.tools);
             let task = self.rounds.spawn(async move { round(&tools, work).await });
             self.running.insert(task.id(), cluster);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use certeus_operator::rules::{Loaded, Step, Wanted, path, plan};
+use certeus_operator::rules::{Loaded, Step, Wanted, name_of_imported, path, plan};
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
@@ -35,7 +35,8 @@ pub(super) struct Outcome {
     pub(super) error: Option<String>,
     /// Whether the time did not suffice.
     pub(super) is_unfinished: bool,
-    pub(super) sent: u64,
+    /// Objects that were sent in this round.
+    pub(super) sent: HashSet<Name>,
     pub(super) removed: u64,
 }
 
@@ -45,11 +46,12 @@ struct Problem {
     detail: String,
 }
 
-/// Brings `pod` to what is wanted of it.
+/// Brings `pod` to what is wanted of it. Without `with_imports` it keeps what it has of PrometheusRules.
 pub(super) async fn deliver(
     pod: &PodSeen,
     wanted: &BTreeMap<(&str, &str), Wanted<'_>>,
     bodies: &HashMap<(&str, &str), Bytes>,
+    with_imports: bool,
 ) -> Outcome {
     let started = clock::now();
     let mut outcome = Outcome::default();
@@ -58,13 +60,14 @@ pub(super) async fn deliver(
         Ok(admin) => list(pod, &admin, &mut idle).await.map(|loaded| (admin, loaded)),
         Err(error) => Err(unreachable(pod, &error)),
     };
-    let (admin, loaded) = match asked {
+    let (admin, mut loaded) = match asked {
         Ok(answered) => answered,
         Err(error) => return Outcome { error: Some(error), ..outcome },
     };
     outcome.has_answered = true;
     outcome.present =
         loaded.rules.iter().map(|rules| (rules.namespace.clone(), rules.name.clone())).collect();
+    loaded.rules.retain(|rules| with_imports || name_of_imported(&rules.name).is_none());
     let plan = plan(wanted, &loaded);
     outcome.loaded = plan.loaded.into_iter().collect();
     for step in plan.steps {
@@ -83,7 +86,7 @@ pub(super) async fn deliver(
         let reply = admin.request(method, &path(&name.0, &name.1), body, WRITE_TIMEOUT, &mut idle).await;
         match reply {
             Ok(reply) if is_put && reply.status.is_success() => {
-                outcome.sent += 1;
+                outcome.sent.insert(name.clone());
                 outcome.present.insert(name.clone());
                 outcome.loaded.insert(name);
             }

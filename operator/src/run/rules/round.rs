@@ -1,21 +1,19 @@
-//! One round over the rules of one cluster: finalizers, pods, status, farewells. Everything it writes is written because it differs.
+//! One round over the rules of one cluster: finalizers, pods, report, farewells. Everything it writes is written because it differs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use certeus_autoscale::PodPhase;
 use certeus_crds::{AlertRule, AlertRuleStatus, LedgerCluster};
-use certeus_operator::rules::{Accepted, Delivery, Subject, Wanted, status};
+use certeus_operator::rules::{Accepted, Wanted};
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Api, Client, Resource};
-use prometheus::{IntCounterVec, IntGauge, Opts};
+use kube::runtime::events::Recorder;
+use kube::{Api, Client};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use rand::RngExt;
 use serde_json::json;
 
@@ -24,28 +22,27 @@ use super::super::error::{Class, Error};
 use super::super::pods::{ObjectKey, PodSeen};
 use super::super::telemetry::Metrics;
 use super::pod::{Name, Outcome, deliver};
-use super::seen::{FINALIZER, RuleSeen};
+use super::report::{Told, report};
+use super::seen::{FINALIZER, Origin, RuleSeen};
 
-const MANAGER: &str = "certeus-operator";
-const KIND: &str = "AlertRule";
+pub(super) const MANAGER: &str = "certeus-operator";
+pub(super) const KIND: &str = "AlertRule";
 /// Requests to the API server at the same time, of one round.
-const WRITES_MAX: usize = 8;
+pub(super) const WRITES_MAX: usize = 8;
 /// Pods that are spoken to at the same time, of one round.
 const PODS_MAX: usize = 8;
 /// A deleted object waits this long for pods that do not answer. If one comes back, the next rounds remove what it still has.
 const FAREWELL_MAX: Duration = Duration::from_secs(30);
 /// A status that was written shows in the watch within this time. Until then it is not written again.
-const ECHO_MAX: Duration = Duration::from_secs(10);
-/// Kubernetes takes no longer note in an event.
-const NOTE_BYTES_MAX: usize = 1000;
+pub(super) const ECHO_MAX: Duration = Duration::from_secs(10);
 
 /// What rounds work with.
 pub(super) struct Tools {
     client: Client,
-    recorder: Recorder,
-    metrics: Arc<Metrics>,
-    /// AlertRules that exist.
-    pub(super) objects: IntGauge,
+    pub(super) recorder: Recorder,
+    pub(super) metrics: Arc<Metrics>,
+    alert_rules: IntGauge,
+    prometheus_rules: IntGaugeVec,
     deliveries: IntCounterVec,
 }
 
@@ -56,14 +53,26 @@ impl Tools {
         recorder: Recorder,
         metrics: Arc<Metrics>,
     ) -> Result<Self, prometheus::Error> {
-        let objects = metrics.register(IntGauge::new("alert_rules", "AlertRules that exist.")?)?;
+        let alert_rules = metrics.register(IntGauge::new("alert_rules", "AlertRules that exist.")?)?;
+        let help = "PrometheusRules that a label gives to a cluster, by result of their checks: accepted or refused.";
+        let prometheus_rules =
+            metrics.register(IntGaugeVec::new(Opts::new("prometheus_rules", help), &["result"])?)?;
         let help = "Rules brought to pods by result: sent, removed, refused, or unreachable (once for each pod and round).";
         let deliveries =
             metrics.register(IntCounterVec::new(Opts::new("rule_deliveries_total", help), &["result"])?)?;
-        Ok(Self { client, recorder, metrics, objects, deliveries })
+        Ok(Self { client, recorder, metrics, alert_rules, prometheus_rules, deliveries })
     }
 
-    fn api(&self, namespace: &str) -> Api<AlertRule> {
+    /// How many objects there are of which this is one.
+    pub(super) fn objects(&self, rule: &RuleSeen) -> IntGauge {
+        match (rule.origin, &*rule.verdict) {
+            (Origin::AlertRule, _) => self.alert_rules.clone(),
+            (Origin::PrometheusRule, Ok(_)) => self.prometheus_rules.with_label_values(&["accepted"]),
+            (Origin::PrometheusRule, Err(_)) => self.prometheus_rules.with_label_values(&["refused"]),
+        }
+    }
+
+    pub(super) fn api(&self, namespace: &str) -> Api<AlertRule> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
@@ -77,6 +86,8 @@ pub(super) struct Round {
     pub(super) cluster: ObjectKey,
     /// The rules that name the cluster.
     pub(super) rules: BTreeMap<ObjectKey, Arc<RuleSeen>>,
+    /// Whether all PrometheusRules that name it are among them. If not, none is.
+    pub(super) with_imports: bool,
     /// Its pods; `None` if the cluster is not known.
     pub(super) pods: Option<Arc<[PodSeen]>>,
     pub(super) memory: Memory,
@@ -86,7 +97,9 @@ pub(super) struct Round {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// By identity of the object.
-    written: HashMap<String, (Duration, AlertRuleStatus)>,
+    pub(super) written: HashMap<String, (Duration, AlertRuleStatus)>,
+    /// Of PrometheusRules.
+    pub(super) told: HashMap<String, Told>,
     paused: HashMap<String, Pause>,
     /// Somebody else wrote an object in the last round.
     has_conflict: bool,
@@ -113,7 +126,7 @@ pub(super) enum Again {
 
 /// Goes over all rules of a cluster once.
 pub(super) async fn round(tools: &Tools, round: Round) -> (Memory, Again) {
-    let Round { cluster, rules, pods, mut memory } = round;
+    let Round { cluster, rules, with_imports, pods, mut memory } = round;
     memory.forget(&rules);
     memory.has_conflict = false;
     if pods.is_none() && exists(tools, &cluster).await {
@@ -124,10 +137,10 @@ pub(super) async fn round(tools: &Tools, round: Round) -> (Memory, Again) {
         Some(_) => hold(tools, &rules, &mut memory).await,
         None => Vec::new(),
     };
-    let outcomes = visit(&rules, &held, pods.as_deref().unwrap_or_default()).await;
+    let outcomes = visit(&rules, with_imports, &held, pods.as_deref().unwrap_or_default()).await;
     for (pod, outcome) in &outcomes {
         let Outcome { refused, error, sent, removed, .. } = outcome;
-        tools.count("sent", *sent);
+        tools.count("sent", sent.len() as u64);
         tools.count("removed", *removed);
         tools.count("refused", refused.len() as u64);
         if let Some(error) = error {
@@ -160,6 +173,12 @@ async fn exists(tools: &Tools, cluster: &ObjectKey) -> bool {
 impl Memory {
     /// Forgets what there is nothing left of.
     fn forget(&mut self, rules: &BTreeMap<ObjectKey, Arc<RuleSeen>>) {
+        let imported: HashSet<&str> = rules
+            .values()
+            .filter(|rule| rule.origin == Origin::PrometheusRule)
+            .map(|rule| &*rule.uid)
+            .collect();
+        self.told.retain(|uid, _| imported.contains(&**uid));
         let exists = |uid: &String| rules.values().any(|rule| rule.uid == *uid);
         if self.written.len() + self.paused.len() > 2 * rules.len() {
             self.written.retain(|uid, _| exists(uid));
@@ -168,14 +187,14 @@ impl Memory {
     }
 
     /// Whether the object is left alone for now. An edit ends that.
-    fn is_paused(&self, rule: &RuleSeen, now: Duration) -> bool {
+    pub(super) fn is_paused(&self, rule: &RuleSeen, now: Duration) -> bool {
         self.paused.get(&rule.uid).is_some_and(|pause| {
             pause.generation == rule.generation && pause.until.is_none_or(|until| now < until)
         })
     }
 
     /// Notes the end of a write.
-    fn note(&mut self, key: &ObjectKey, rule: &RuleSeen, written: Result<(), Error>) {
+    pub(super) fn note(&mut self, key: &ObjectKey, rule: &RuleSeen, written: Result<(), Error>) {
         let Err(error) = written else {
             self.paused.remove(&rule.uid);
             return;
@@ -195,7 +214,8 @@ impl Memory {
     }
 }
 
-/// Puts our finalizer on what may be sent to pods, so that it cannot go without being removed there. Gives the keys of what has it.
+/// Puts our finalizer on AlertRules that may be sent to pods, so that they cannot go without being removed there. Gives the keys of
+/// what has it, or needs none.
 async fn hold<'a>(
     tools: &Tools,
     rules: &'a BTreeMap<ObjectKey, Arc<RuleSeen>>,
@@ -203,7 +223,8 @@ async fn hold<'a>(
 ) -> Vec<&'a ObjectKey> {
     let now = clock::now();
     let wanted = rules.iter().filter(|(_, rule)| rule.deleted_at.is_none() && rule.verdict.is_ok());
-    let (mut held, missing): (Vec<_>, Vec<_>) = wanted.partition(|(_, rule)| rule.is_held());
+    let needs_none = |rule: &RuleSeen| rule.origin == Origin::PrometheusRule || rule.is_held();
+    let (mut held, missing): (Vec<_>, Vec<_>) = wanted.partition(|(_, rule)| needs_none(rule));
     let mut writes = Vec::new();
     for (key, rule) in missing.into_iter().filter(|(_, rule)| !memory.is_paused(rule, now)) {
         writes.push(async move {
@@ -245,15 +266,21 @@ async fn write_finalizers(
 /// Speaks to every pod that runs.
 async fn visit<'a>(
     rules: &BTreeMap<ObjectKey, Arc<RuleSeen>>,
+    with_imports: bool,
     held: &[&ObjectKey],
     pods: &'a [PodSeen],
 ) -> Vec<(&'a PodSeen, Outcome)> {
-    let held: std::collections::HashSet<&ObjectKey> = held.iter().copied().collect();
+    let held: HashSet<&ObjectKey> = held.iter().copied().collect();
     let (mut wanted, mut bodies) = (BTreeMap::new(), HashMap::new());
     for (key, rule) in rules.iter().filter(|(_, rule)| rule.deleted_at.is_none()) {
         let name = (&*key.namespace, &*key.name);
-        if let (Ok(Accepted { body, .. }), true) = (&*rule.verdict, held.contains(key)) {
-            bodies.insert(name, Bytes::clone(body));
+        match &*rule.verdict {
+            // There is nothing in it for pods.
+            Ok(Accepted { groups: 0, .. }) => continue,
+            Ok(Accepted { body, .. }) if held.contains(key) => {
+                bodies.insert(name, Bytes::clone(body));
+            }
+            Ok(_) | Err(_) => {}
         }
         let is_accepted = bodies.contains_key(&name);
         wanted.insert(name, Wanted { uid: &rule.uid, generation: rule.generation, is_accepted });
@@ -261,7 +288,7 @@ async fn visit<'a>(
     let (wanted, bodies) = (&wanted, &bodies);
     let mut visits = Vec::new();
     for pod in pods.iter().filter(|pod| runs(pod)) {
-        visits.push(async move { (pod, deliver(pod, wanted, bodies).await) });
+        visits.push(async move { (pod, deliver(pod, wanted, bodies, with_imports).await) });
     }
     let mut outcomes: Vec<_> = futures_util::stream::iter(visits).buffer_unordered(PODS_MAX).collect().await;
     // In one order, so that of two errors the same one is told each time.
@@ -272,137 +299,6 @@ async fn visit<'a>(
 /// Whether a pod can be spoken to. One that is not ready, as its database is away, needs its rules most.
 fn runs(pod: &PodSeen) -> bool {
     matches!(pod.phase, PodPhase::Running { .. }) && pod.ip.is_some()
-}
-
-/// Whether a pod counts among those that should have the rules.
-fn counts(pod: &PodSeen) -> bool {
-    matches!(pod.phase, PodPhase::Running { .. } | PodPhase::Pending)
-}
-
-/// Writes the status where it differs.
-async fn report(
-    tools: &Tools,
-    rules: &BTreeMap<ObjectKey, Arc<RuleSeen>>,
-    pods: Option<&[PodSeen]>,
-    outcomes: &[(&PodSeen, Outcome)],
-    memory: &mut Memory,
-) {
-    let (now, time) = (clock::now(), Timestamp::now());
-    // Whole seconds, as the API server keeps them.
-    let time = Timestamp::from_second(time.as_second()).unwrap_or(time);
-    let total =
-        pods.map(|pods| u32::try_from(pods.iter().filter(|pod| counts(pod)).count()).unwrap_or(u32::MAX));
-    let mut writes = Vec::new();
-    for (key, rule) in rules.iter().filter(|(_, rule)| rule.deleted_at.is_none()) {
-        if memory.is_paused(rule, now) {
-            continue;
-        }
-        let name: Name = (key.namespace.to_string(), key.name.to_string());
-        let has = |outcome: &Outcome| outcome.loaded.contains(&name);
-        let loaded = outcomes.iter().filter(|(pod, outcome)| counts(pod) && has(outcome)).count();
-        let lacking = outcomes.iter().filter(|(_, outcome)| !has(outcome));
-        let error =
-            lacking.filter_map(|(_, outcome)| outcome.refused.get(&name).or(outcome.error.as_ref())).next();
-        let recently = memory.written.get(&rule.uid).filter(|(at, _)| now < *at + ECHO_MAX);
-        let before = recently.map(|(_, status)| status).or(rule.status.as_ref());
-        let subject = Subject {
-            generation: Some(rule.generation),
-            cluster: &rule.cluster.name,
-            before,
-            verdict: (*rule.verdict).as_ref().map_err(Vec::as_slice),
-        };
-        let delivery = Delivery {
-            loaded: u32::try_from(loaded).unwrap_or(u32::MAX),
-            total,
-            error: error.map(String::as_str),
-        };
-        let status = status(subject, delivery, time);
-        if before != Some(&status) {
-            let event = news(before, &status);
-            writes.push(
-                async move { (key, rule, write_status(tools, key, rule, &status).await, status, event) },
-            );
-        }
-    }
-    let done: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
-    for (key, rule, written, status, event) in done {
-        if written.is_ok() {
-            memory.written.insert(rule.uid.clone(), (now, status));
-            if let Some(event) = event {
-                publish(tools, key, rule, &event).await;
-            }
-        }
-        memory.note(key, rule, written);
-    }
-}
-
-async fn write_status(
-    tools: &Tools,
-    key: &ObjectKey,
-    rule: &RuleSeen,
-    status: &AlertRuleStatus,
-) -> Result<(), Error> {
-    // The whole status, under our name: what it no longer has is removed. The identity keeps it off an object of the same name.
-    let apply = json!({
-        "apiVersion": AlertRule::api_version(&()), "kind": KIND,
-        "metadata": { "name": &*key.name, "namespace": &*key.namespace, "uid": rule.uid },
-        "status": status,
-    });
-    let parameters = PatchParams::apply(MANAGER).force();
-    let written = tools.api(&key.namespace).patch_status(&key.name, &parameters, &Patch::Apply(apply)).await;
-    tools.metrics.writes.with_label_values(&[KIND, "status"]).inc();
-    match written {
-        // Deleted meanwhile: there is nothing left to tell.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        written => written
-            .map(drop)
-            .map_err(|error| Error::api(format!("write the status of {KIND} {}", key.name), error)),
-    }
-}
-
-/// What the owner should hear of: rules that are refused, and that they no longer are.
-fn news(before: Option<&AlertRuleStatus>, after: &AlertRuleStatus) -> Option<Event> {
-    fn accepted(status: &AlertRuleStatus) -> Option<&Condition> {
-        status.conditions.iter().find(|condition| condition.type_ == "Accepted")
-    }
-    let after = accepted(after)?;
-    let before = before.and_then(accepted);
-    let is_true = |condition: &Condition| condition.status == "True";
-    let is_news = match before {
-        // That all is well from the beginning is no news.
-        None => !is_true(after),
-        Some(before) if is_true(after) => !is_true(before),
-        Some(before) => {
-            (&before.status, &before.reason, &before.message)
-                != (&after.status, &after.reason, &after.message)
-        }
-    };
-    is_news.then(|| Event {
-        type_: if is_true(after) { EventType::Normal } else { EventType::Warning },
-        reason: after.reason.clone(),
-        note: Some(cut(&after.message)),
-        action: "Validate".to_owned(),
-        secondary: None,
-    })
-}
-
-fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(NOTE_BYTES_MAX)].to_owned()
-}
-
-async fn publish(tools: &Tools, key: &ObjectKey, rule: &RuleSeen, event: &Event) {
-    let object = ObjectReference {
-        api_version: Some(AlertRule::api_version(&()).into_owned()),
-        kind: Some(KIND.to_owned()),
-        name: Some(key.name.to_string()),
-        namespace: Some(key.namespace.to_string()),
-        uid: Some(rule.uid.clone()),
-        ..ObjectReference::default()
-    };
-    if let Err(error) = tools.recorder.publish(event, &object).await {
-        tools.metrics.events_lost.inc();
-        tracing::debug!(rule = %key, reason = %error, "an event could not be published");
-    }
 }
 
 /// Lets deleted objects go once no pod has their rules, or no pod that has them answers for too long. Whether any has to wait.

@@ -1,10 +1,12 @@
-//! AlertRules as the API server has them, checked once for each generation, and the watch that brings them.
-//! Of the specification nothing is kept but what is sent to pods.
+//! AlertRules and PrometheusRules as the API server has them, checked once for each generation, and the watches that bring them.
+//! Of the specification nothing is kept but what is sent to pods. Keys are the names under which pods know the rules.
 
 use std::sync::Arc;
 
 use certeus_crds::{AlertRule, AlertRuleStatus, FieldError};
-use certeus_operator::rules::{Accepted, validate};
+use certeus_operator::rules::{
+    Accepted, CLUSTER_LABEL, import, imported_name, name_of_imported, prometheus_rule_resource, validate,
+};
 use jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
@@ -29,13 +31,26 @@ const PAGE_OBJECTS: u32 = 10;
 pub(super) enum Change {
     Rule(ObjectKey, Box<DynamicObject>),
     Gone(ObjectKey),
-    /// The first list of one watch is complete.
+    /// The first list of one watch of AlertRules is complete.
     Synced,
+    /// Whether the API server knows PrometheusRules.
+    Imports(bool),
+    /// The first list of PrometheusRules is complete, of this one of the watched namespaces.
+    ImportsSynced(usize),
 }
 
-/// An AlertRule.
+/// Where rules come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    AlertRule,
+    /// One that a label gives to a cluster. Such an object is only read.
+    PrometheusRule,
+}
+
+/// An object with rules.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RuleSeen {
+    pub(super) origin: Origin,
     pub(super) uid: String,
     pub(super) generation: i64,
     pub(super) resource_version: String,
@@ -50,31 +65,41 @@ pub(super) struct RuleSeen {
 
 impl RuleSeen {
     /// Reads an object. What is known of the same generation is not worked out again.
-    pub(super) fn read(mut object: DynamicObject, before: Option<&Self>) -> Self {
+    pub(super) fn read(key: &ObjectKey, mut object: DynamicObject, before: Option<&Self>) -> Self {
         // Neither of these may make an object unreadable.
         object.metadata.managed_fields = None;
         let status = object.data.as_object_mut().and_then(|data| data.remove("status"));
-        let metadata = &object.metadata;
-        let uid = metadata.uid.clone().unwrap_or_default();
+        let metadata = object.metadata.clone();
+        let (origin, cluster, finalizers, status) = if name_of_imported(&key.name).is_some() {
+            let labels = metadata.labels.unwrap_or_default();
+            // Its finalizers and its status are those of others.
+            (Origin::PrometheusRule, labels.get(CLUSTER_LABEL).cloned(), Vec::new(), None)
+        } else {
+            let name = object.data.pointer("/spec/clusterRef/name").and_then(Value::as_str);
+            let status = status.and_then(|status| serde_json::from_value(status).ok());
+            (Origin::AlertRule, name.map(ToOwned::to_owned), metadata.finalizers.unwrap_or_default(), status)
+        };
+        let uid = metadata.uid.unwrap_or_default();
         let generation = metadata.generation.unwrap_or_default();
-        let name = object.data.pointer("/spec/clusterRef/name").and_then(Value::as_str).unwrap_or_default();
-        let cluster = ObjectKey::new(metadata.namespace.as_deref().unwrap_or_default(), name);
         let known = before.filter(|before| before.uid == uid && before.generation == generation);
         Self {
-            resource_version: metadata.resource_version.clone().unwrap_or_default(),
-            deleted_at: metadata.deletion_timestamp.as_ref().map(|time| time.0),
-            finalizers: metadata.finalizers.clone().unwrap_or_default(),
-            status: status.and_then(|status| serde_json::from_value(status).ok()),
-            cluster,
+            origin,
+            resource_version: metadata.resource_version.unwrap_or_default(),
+            deleted_at: metadata.deletion_timestamp.map(|time| time.0),
+            finalizers,
+            cluster: ObjectKey::new(&key.namespace, &cluster.unwrap_or_default()),
+            status,
+            verdict: match (known, origin) {
+                (Some(before), _) => Arc::clone(&before.verdict),
+                (None, Origin::AlertRule) => Arc::new(checked(&object)),
+                (None, Origin::PrometheusRule) => Arc::new(import(object)),
+            },
             uid,
             generation,
-            verdict: match known {
-                Some(before) => Arc::clone(&before.verdict),
-                None => Arc::new(checked(&object)),
-            },
         }
     }
 
+    /// Whether it has our finalizer.
     pub(super) fn is_held(&self) -> bool {
         self.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
     }
@@ -85,32 +110,54 @@ fn checked(object: &DynamicObject) -> Result<Accepted, Vec<FieldError>> {
     validate(&AlertRule::read(value)?)
 }
 
-/// Watches AlertRules in `scope`, with one task for each namespace.
-pub(super) fn watch(
-    client: &Client,
-    scope: &Scope,
-    changes: &mpsc::Sender<Change>,
-    metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
-) -> JoinSet<()> {
-    let kind = ApiResource::erase::<AlertRule>(&());
-    let apis: Vec<Api<DynamicObject>> = match scope {
-        Scope::All => vec![Api::all_with(client.clone(), &kind)],
-        Scope::Namespaces(names) => {
-            names.iter().map(|name| Api::namespaced_with(client.clone(), name, &kind)).collect()
-        }
-    };
-    let mut tasks = JoinSet::new();
-    for (place, api) in apis.into_iter().enumerate() {
-        let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
-        let outlet = Outlet { changes, metrics, health, place, synced: || Change::Synced };
-        let change = |key, object: Option<Box<DynamicObject>>| match object {
-            Some(object) => Change::Rule(key, object),
-            None => Change::Gone(key),
-        };
-        let read = |object| Some(Box::new(object));
+/// Starts the watches of rules.
+pub(super) struct Watching {
+    pub(super) client: Client,
+    pub(super) scope: Scope,
+    pub(super) changes: mpsc::Sender<Change>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+}
+
+impl Watching {
+    /// One task for each watched namespace.
+    pub(super) fn start(&self, origin: Origin, tasks: &mut JoinSet<()>) {
         let config = watcher::Config::default().page_size(PAGE_OBJECTS);
-        tasks.spawn(follow("alertrules", Need::Required, api, config, read, change, outlet));
+        let (name, need, kind, config, synced): (_, _, _, _, fn(usize) -> Change) = match origin {
+            Origin::AlertRule => {
+                ("alertrules", Need::Required, ApiResource::erase::<AlertRule>(&()), config, |_| {
+                    Change::Synced
+                })
+            }
+            // Their definition, or the right to read them, may be missing: that must not end the process.
+            Origin::PrometheusRule => (
+                "prometheusrules",
+                Need::Helpful,
+                prometheus_rule_resource(),
+                config.labels(CLUSTER_LABEL),
+                Change::ImportsSynced,
+            ),
+        };
+        for (place, namespace) in self.scope.namespaces().into_iter().enumerate() {
+            let api: Api<DynamicObject> = match namespace {
+                None => Api::all_with(self.client.clone(), &kind),
+                Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind),
+            };
+            let Self { changes, metrics, health, client: _, scope: _ } = self;
+            let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
+            let outlet = Outlet { changes, metrics, health, place, synced: Some(synced) };
+            let change = move |key: ObjectKey, object: Option<Box<DynamicObject>>| {
+                let key = match origin {
+                    Origin::AlertRule => key,
+                    Origin::PrometheusRule => ObjectKey::new(&key.namespace, &imported_name(&key.name)),
+                };
+                match object {
+                    Some(object) => Change::Rule(key, object),
+                    None => Change::Gone(key),
+                }
+            };
+            let read = |object| Some(Box::new(object));
+            tasks.spawn(follow(name, need, api, config.clone(), read, change, outlet));
+        }
     }
-    tasks
 }

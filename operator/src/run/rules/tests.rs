@@ -3,10 +3,15 @@
 mod world;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::round::Again;
+use super::seen::Change;
+use super::{Keeper, clock};
+use crate::run::Scope;
+use crate::run::pods::{ObjectKey, PodDirectory};
 use world::{FakePod, World};
 
 const VALID: &str = "up == 0";
@@ -250,4 +255,119 @@ async fn a_thousand_rules_cost_one_question_a_pod() {
         pods.iter().map(FakePod::requests).collect::<Vec<_>>(),
         before.iter().map(|n| n + 1).collect::<Vec<_>>()
     );
+}
+
+fn names<const N: usize>(expected: [(&str, i64); N]) -> BTreeMap<String, i64> {
+    expected.map(|(name, generation)| (name.to_owned(), generation)).into()
+}
+
+#[tokio::test]
+async fn a_prometheus_rule_comes_to_the_pods_and_is_never_written() {
+    let mut world = World::new();
+    let alert = |expr: &str| json!({ "alert": "Down", "expr": expr });
+    world.create("a", VALID);
+    world.import("a", &json!([alert(VALID)]));
+    world.import("wrong", &json!([alert("up ==")]));
+    let pod = world.pod(0).await;
+    assert_eq!(world.round().await, Again::Recheck);
+    assert_eq!(
+        pod.has(),
+        names([("a", 1), ("prometheusrule..a", 1)]),
+        "of one name, and none hides the other"
+    );
+    let mut events = world.events();
+    events.sort();
+    assert_eq!(events, ["Normal Loaded a", "Warning Invalid wrong"]);
+    let imported = world.object("prometheusrule..a");
+    assert_eq!((imported["metadata"].get("finalizers"), imported.get("status")), (None, None));
+    let writes = world.take_writes();
+    assert!(writes.iter().all(|write| !write.contains("prometheusrule")), "{writes:?}");
+    world.round().await;
+    assert_eq!(world.take_writes(), Vec::<String>::new(), "nothing is told twice");
+
+    // A new process finds it in the pods and has nothing to tell but what is wrong.
+    world.restart();
+    world.round().await;
+    assert_eq!(world.events()[2..], ["Warning Invalid wrong"]);
+    world.delete_at_once("prometheusrule..wrong");
+
+    // A mistake leaves what works; what is left out is told.
+    world.import("a", &json!([alert("up ==")]));
+    world.round().await;
+    assert_eq!(pod.has(), names([("a", 1), ("prometheusrule..a", 1)]));
+    let record = json!({ "record": "a:b", "expr": "sum(up)" });
+    world.import("a", &json!([record, alert(VALID)]));
+    world.round().await;
+    world.round().await;
+    assert_eq!(pod.has(), names([("a", 1), ("prometheusrule..a", 3)]));
+    let mut events = world.events().split_off(3);
+    events.sort();
+    assert_eq!(events, ["Normal Loaded a", "Warning Invalid a", "Warning Partial a"]);
+
+    // Nothing that pods could use, or no label any more.
+    world.import("a", &json!([record]));
+    world.round().await;
+    assert_eq!(pod.has(), names([("a", 1)]));
+    world.import("a", &json!([alert(VALID)]));
+    world.round().await;
+    assert_eq!(pod.has(), names([("a", 1), ("prometheusrule..a", 5)]));
+    world.delete_at_once("prometheusrule..a");
+    world.round().await;
+    assert_eq!(pod.has(), names([("a", 1)]));
+}
+
+#[tokio::test]
+async fn what_keeps_a_prometheus_rule_from_its_pods_is_told_once() {
+    let mut world = World::new();
+    world.import("a", &json!([{ "alert": "Down", "expr": VALID }]));
+    let pod = world.pod(0).await;
+    pod.refuse("prometheusrule..a", 429, "all rules together may have 64 bytes");
+    for _ in 0..3 {
+        world.round().await;
+    }
+    assert_eq!(world.events(), ["Warning DeliveryFailed a"]);
+    world.remove_cluster();
+    world.round().await;
+    world.round().await;
+    assert_eq!(world.events()[1..], ["Warning ClusterNotFound a"]);
+}
+
+#[tokio::test]
+async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
+    for comes_later in [false, true] {
+        let mut world = World::new();
+        let pod = world.pod(0).await;
+        pod.put("left", "u-1", 1);
+        pod.put("prometheusrule..left", "u-2", 1);
+        let directory = PodDirectory::new();
+        let pods = world.pods.take();
+        directory.set(&ObjectKey::new("ns", "demo"), pods);
+        let scope = Scope::Namespaces(vec!["other".to_owned(), "ns".to_owned()]);
+        let mut keeper = Keeper::new(world.tools.clone(), directory, scope);
+        let mut later = Duration::ZERO;
+        let mut settle = async |changes: Vec<Change>| {
+            later += Duration::from_secs(600);
+            changes.into_iter().for_each(|change| keeper.take(change, clock::now()));
+            keeper.start(clock::now() + later);
+            while let Some(ended) = keeper.rounds.join_next_with_id().await {
+                keeper.finished(ended, clock::now());
+            }
+        };
+        settle(vec![Change::Synced]).await;
+        assert_eq!(pod.has().len(), 2, "AlertRules of one namespace are not known yet");
+        settle(vec![Change::Synced]).await;
+        assert_eq!(pod.has(), names([("prometheusrule..left", 1)]), "AlertRules wait for nothing else");
+        if comes_later {
+            settle(vec![Change::Imports(true), Change::ImportsSynced(0), Change::Imports(true)]).await;
+            assert_eq!(
+                pod.has(),
+                names([("prometheusrule..left", 1)]),
+                "those of another namespace are known"
+            );
+            settle(vec![Change::ImportsSynced(1)]).await;
+        } else {
+            settle(vec![Change::Imports(false)]).await;
+        }
+        assert!(pod.has().is_empty(), "comes later: {comes_later}");
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certeus_autoscale::PodPhase;
+use certeus_operator::rules::imported_name;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -40,8 +41,10 @@ struct Server {
 /// One cluster, its rules and its pods.
 pub(super) struct World {
     server: Arc<Mutex<Server>>,
-    tools: Tools,
-    pods: Option<Vec<PodSeen>>,
+    pub(super) tools: Arc<Tools>,
+    pub(super) pods: Option<Vec<PodSeen>>,
+    /// Whether all PrometheusRules are known.
+    pub(super) with_imports: bool,
     seen: BTreeMap<ObjectKey, Arc<RuleSeen>>,
     memory: Memory,
     uids: u64,
@@ -50,19 +53,11 @@ pub(super) struct World {
 impl World {
     pub(super) fn new() -> Self {
         let server = Arc::new(Mutex::new(Server { has_cluster: true, ..Server::default() }));
-        let answering = Arc::clone(&server);
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let server = Arc::clone(&answering);
-            async move { Ok::<_, std::convert::Infallible>(answer(&server, request).await) }
-        });
-        let client = Client::new(service, "ns");
-        let reporter = Reporter { controller: "test".to_owned(), instance: Some("test".to_owned()) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let tools = Tools::new(client, recorder, metrics).unwrap();
+        let tools = Arc::new(tools(&server));
         Self {
             server,
             tools,
+            with_imports: true,
             pods: Some(Vec::new()),
             seen: BTreeMap::new(),
             memory: Memory::default(),
@@ -79,6 +74,29 @@ impl World {
                 "groups": [{ "name": "g", "interval": "15s", "rules": [{ "alert": "Down", "expr": expr }] }] }
         });
         self.store(name, object);
+    }
+
+    /// Makes or edits a PrometheusRule of one group.
+    pub(super) fn import(&mut self, name: &str, rules: &Value) {
+        let key = imported_name(name);
+        let before = self.find(&key).map(|object| object["metadata"].clone());
+        let generation = before.as_ref().and_then(|before| before["generation"].as_i64()).unwrap_or_default();
+        self.uids += 1;
+        let uid = before.map_or(json!(format!("u-{}", self.uids)), |before| before["uid"].clone());
+        let object = json!({
+            "apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule",
+            "metadata": { "name": name, "namespace": "ns", "uid": uid, "generation": generation + 1,
+                "labels": { "certeus.io/cluster": "demo" } },
+            "spec": { "groups": [{ "name": "g", "rules": rules }] }
+        });
+        self.store(&key, object);
+    }
+
+    /// A new process knows what the API server and the pods know.
+    pub(super) fn restart(&mut self) {
+        self.tools = Arc::new(tools(&self.server));
+        self.memory = Memory::default();
+        self.seen.clear();
     }
 
     fn store(&self, name: &str, mut object: Value) {
@@ -194,13 +212,14 @@ impl World {
         for (name, object) in objects {
             let key = ObjectKey::new("ns", &name);
             let before = self.seen.get(&key).map(AsRef::as_ref);
-            let read = RuleSeen::read(serde_json::from_value(object).unwrap(), before);
+            let read = RuleSeen::read(&key, serde_json::from_value(object).unwrap(), before);
             seen.insert(key, Arc::new(read));
         }
         self.seen = seen;
         let work = Round {
             cluster: ObjectKey::new("ns", "demo"),
             rules: self.seen.clone(),
+            with_imports: self.with_imports,
             pods: self.pods.clone().map(Arc::from),
             memory: std::mem::take(&mut self.memory),
         };
@@ -208,6 +227,19 @@ impl World {
         self.memory = memory;
         again
     }
+}
+
+fn tools(server: &Arc<Mutex<Server>>) -> Tools {
+    let answering = Arc::clone(server);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let server = Arc::clone(&answering);
+        async move { Ok::<_, std::convert::Infallible>(answer(&server, request).await) }
+    });
+    let client = Client::new(service, "ns");
+    let reporter = Reporter { controller: "test".to_owned(), instance: Some("test".to_owned()) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let metrics = Arc::new(Metrics::new().unwrap());
+    Tools::new(client, recorder, metrics).unwrap()
 }
 
 fn reply(status: u16, body: &Value) -> Response<Body> {
