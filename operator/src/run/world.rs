@@ -241,6 +241,7 @@ mod tests {
             ordinal: 0,
             ip: None,
             phase,
+            has_run: true,
             revision: None,
             key: None,
         };
