@@ -66,6 +66,20 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
         text.is_some_and(|text| text.contains("database:"))
     };
     world.space.wait("the configuration to be put right", "trades-config", SOON, is_right).unwrap();
+    for (object, path) in [
+        ("service/trades", "selector"),
+        ("service/trades-pods", "selector"),
+        ("networkpolicy/trades", "podSelector.matchLabels"),
+        ("poddisruptionbudget/trades", "selector.matchLabels"),
+    ] {
+        let entry = path.rsplit('.').fold(json!({ "their": "entry" }), |entry, name| json!({ name: entry }));
+        let patch = json!({ "spec": entry }).to_string();
+        world.space.kubectl(&["patch", object, "--type=merge", "-p", &patch]).unwrap();
+        let shown = format!("jsonpath={{.spec.{path}.their}}");
+        let is_right =
+            || world.space.kubectl(&["get", object, "-o", &shown]).is_ok_and(|entry| entry.is_empty());
+        world.wait(&format!("the selector of {object} to be put right"), SOON, is_right);
+    }
     for object in
         owned.iter().filter(|object| !object.starts_with("secret") && !object.starts_with("statefulset"))
     {
