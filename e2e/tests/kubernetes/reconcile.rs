@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use certeus_crds::LedgerCluster;
 use certeus_e2e::cluster::front::{Fault, Rule};
+use certeus_e2e::cluster::space::Space;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::json;
 
-use crate::installed::{IN_TIME, Installed, SOON, fixed, writes};
+use crate::installed::{IN_TIME, Installed, SOON, fixed, manifest, writes};
 
 /// Longer than any period of the operator but its slow resync.
 const REST: Duration = Duration::from_secs(8);
@@ -150,7 +152,10 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
 fn an_invalid_cluster_hurts_itself_alone_and_is_told_why() {
     let _alone = crate::alone();
     let world = Installed::new("invalid", false);
-    let operator = world.operator();
+    // A namespace without rights in it, and one that does not exist.
+    let other = Space::with_definitions("refused").unwrap();
+    other.apply(&manifest("left", &fixed(1))).unwrap();
+    let operator = world.operator_beside(&[other.name(), "not-there"]);
     // Each pod would get less than the connections that it needs.
     let wrong = "  autoscaling: {min: 1, max: 1000}\n";
     world.create("broken", wrong);
@@ -168,6 +173,21 @@ fn an_invalid_cluster_hurts_itself_alone_and_is_told_why() {
     world.wait_until_ready("broken");
     world.prepare("lost");
     world.wait_until_ready("lost");
+
+    // All that with two namespaces that nothing is known of, in which nothing was done.
+    let refused = || operator.metric("certeus_operator_watch_refused_namespaces", &["\"pods\""]).unwrap();
+    assert_eq!(refused(), Some(2.0));
+    assert_eq!((operator.health("/healthz").unwrap(), operator.health("/readyz").unwrap()), (200, 200));
+    assert!(other.get::<LedgerCluster>("left").unwrap().unwrap().status.is_none());
+    let rights = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": { "name": "rights" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin" },
+        "subjects": [{ "kind": "ServiceAccount", "name": "certeus", "namespace": world.space.name() }],
+    });
+    other.apply(&rights.to_string()).unwrap();
+    let is_known = |cluster: Option<&LedgerCluster>| cluster.is_some_and(|cluster| cluster.status.is_some());
+    other.wait("the cluster to be known", "left", IN_TIME, is_known).unwrap();
+    assert_eq!(refused(), Some(1.0));
     operator.stop().unwrap();
 }
 

@@ -113,7 +113,7 @@ impl World {
                 self.service_monitors = known;
                 self.clusters.keys().map(|key| (key.clone(), Effect::Around)).collect()
             }
-            Change::Synced => Vec::new(),
+            Change::List(_) => Vec::new(),
         }
     }
 
@@ -191,6 +191,10 @@ impl World {
             autoscaler: autoscaler.map(|(autoscaler, _)| autoscaler.name.to_string()),
             service_monitors: self.service_monitors,
         })
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.clusters.keys()
     }
 
     pub(crate) fn clusters(&self) -> usize {

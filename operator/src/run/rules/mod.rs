@@ -28,6 +28,7 @@ use super::Scope;
 use super::clock;
 use super::discovery;
 use super::error::Class;
+use super::lists::Lists;
 use super::pods::{ObjectKey, PodDirectory};
 use super::queue::{Queue, Wake};
 use super::telemetry::{Health, Metrics};
@@ -121,8 +122,8 @@ struct Keeper {
     queue: Queue<ObjectKey>,
     rounds: JoinSet<(Memory, Again)>,
     running: HashMap<Id, ObjectKey>,
-    /// First lists that are not complete. Until then no round may run: what is not known yet would be removed from pods.
-    lists_missing: usize,
+    /// No round may run before the AlertRules of its namespace are known: the others would be removed from pods.
+    lists: Lists,
     scope: Scope,
     /// The kind was there once, so that its watches tell what there is of it.
     is_importing: bool,
@@ -143,7 +144,7 @@ impl Keeper {
             queue: Queue::new(),
             rounds: JoinSet::new(),
             running: HashMap::new(),
-            lists_missing: namespaces,
+            lists: Lists::new(&scope, BTreeSet::from([seen::WATCH])),
             scope,
             is_importing: false,
             imports_known: vec![false; namespaces],
@@ -164,8 +165,8 @@ impl Keeper {
 
     fn take(&mut self, change: Change, now: Duration) {
         match change {
-            Change::Synced => {
-                self.lists_missing = self.lists_missing.saturating_sub(1);
+            Change::List(listing) => {
+                self.lists.note(listing);
                 self.wake_all(now);
             }
             Change::Imports(true) if !self.is_importing => {
@@ -178,9 +179,9 @@ impl Keeper {
                 self.wake_all(now);
             }
             Change::Imports(_) => {}
-            Change::ImportsSynced(place) => {
-                if let Some(is_known) = self.imports_known.get_mut(place) {
-                    *is_known = true;
+            Change::ImportsList(listing) => {
+                if let Some(is_known) = self.imports_known.get_mut(listing.place) {
+                    *is_known = listing.complete;
                 }
                 self.wake_all(now);
             }
@@ -210,10 +211,7 @@ impl Keeper {
 
     /// Whether all PrometheusRules of a namespace are known.
     fn knows_imports(&self, namespace: &str) -> bool {
-        let place = match &self.scope {
-            Scope::All => Some(0),
-            Scope::Namespaces(names) => names.iter().position(|name| name == namespace),
-        };
+        let place = self.scope.place(namespace);
         place.and_then(|place| self.imports_known.get(place)).is_some_and(|is_known| *is_known)
     }
 
@@ -229,13 +227,22 @@ impl Keeper {
 
     /// When [`Self::start`] has something to do; `None` while it waits for something else.
     fn next_due(&self) -> Option<Duration> {
-        if self.lists_missing > 0 || self.running.len() >= ROUNDS_MAX { None } else { self.queue.next_due() }
+        if !self.lists.have_begun() || self.running.len() >= ROUNDS_MAX {
+            None
+        } else {
+            self.queue.next_due()
+        }
     }
 
     /// Starts what is due.
     fn start(&mut self, now: Duration) {
         while self.next_due().is_some() {
             let Some(cluster) = self.queue.next(now) else { return };
+            if !self.lists.is_known(&cluster.namespace) {
+                // All are woken when a list is complete.
+                self.queue.forget(&cluster);
+                continue;
+            }
             let pods = self.pods.pods(&cluster);
             let with_imports = self.knows_imports(&cluster.namespace);
             let names = self.clusters.get(&cluster).into_iter().flatten();

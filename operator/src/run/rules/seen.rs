@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::super::Scope;
 use super::super::follow::{Need, Outlet, follow};
+use super::super::lists::Listing;
 use super::super::pods::ObjectKey;
 use super::super::telemetry::{Health, Metrics};
 
@@ -31,12 +32,12 @@ const PAGE_OBJECTS: u32 = 10;
 pub(super) enum Change {
     Rule(ObjectKey, Box<DynamicObject>),
     Gone(ObjectKey),
-    /// The first list of one watch of AlertRules is complete.
-    Synced,
+    /// How the list of one watch of AlertRules fares.
+    List(Listing),
     /// Whether the API server knows PrometheusRules.
     Imports(bool),
-    /// The first list of PrometheusRules is complete, of this one of the watched namespaces.
-    ImportsSynced(usize),
+    /// How the list of one watch of PrometheusRules fares.
+    ImportsList(Listing),
 }
 
 /// Where rules come from.
@@ -110,6 +111,9 @@ fn checked(object: &DynamicObject) -> Result<Accepted, Vec<FieldError>> {
     validate(&AlertRule::read(value)?)
 }
 
+/// The name of the watch of AlertRules.
+pub(super) const WATCH: &str = "alertrules";
+
 /// Starts the watches of rules.
 pub(super) struct Watching {
     pub(super) client: Client,
@@ -123,11 +127,9 @@ impl Watching {
     /// One task for each watched namespace.
     pub(super) fn start(&self, origin: Origin, tasks: &mut JoinSet<()>) {
         let config = watcher::Config::default().page_size(PAGE_OBJECTS);
-        let (name, need, kind, config, synced): (_, _, _, _, fn(usize) -> Change) = match origin {
+        let (name, need, kind, config, listing): (_, _, _, _, fn(Listing) -> Change) = match origin {
             Origin::AlertRule => {
-                ("alertrules", Need::Required, ApiResource::erase::<AlertRule>(&()), config, |_| {
-                    Change::Synced
-                })
+                (WATCH, Need::Required, ApiResource::erase::<AlertRule>(&()), config, Change::List)
             }
             // Their definition, or the right to read them, may be missing: that must not end the process.
             Origin::PrometheusRule => (
@@ -135,7 +137,7 @@ impl Watching {
                 Need::Helpful,
                 prometheus_rule_resource(),
                 config.labels(CLUSTER_LABEL),
-                Change::ImportsSynced,
+                Change::ImportsList,
             ),
         };
         for (place, namespace) in self.scope.namespaces().into_iter().enumerate() {
@@ -144,8 +146,7 @@ impl Watching {
                 Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind),
             };
             let Self { changes, metrics, health, client: _, scope: _ } = self;
-            let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
-            let outlet = Outlet { changes, metrics, health, place, synced: Some(synced) };
+            let outlet = Outlet::new(changes, metrics, health, (place, namespace), listing);
             let change = move |key: ObjectKey, object: Option<Box<DynamicObject>>| {
                 let key = match origin {
                     Origin::AlertRule => key,

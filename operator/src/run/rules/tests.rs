@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::round::Again;
-use super::seen::Change;
+use super::seen::{Change, WATCH};
 use super::{Keeper, clock};
 use crate::run::Scope;
+use crate::run::lists::Listing;
 use crate::run::pods::{ObjectKey, PodDirectory};
 use world::{FakePod, World};
 
@@ -353,18 +354,20 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
                 keeper.finished(ended, clock::now());
             }
         };
-        settle(vec![Change::Synced]).await;
+        let complete = |watch, place| Listing { watch, place, complete: true };
+        settle(vec![Change::List(complete(WATCH, 0))]).await;
         assert_eq!(pod.has().len(), 2, "AlertRules of one namespace are not known yet");
-        settle(vec![Change::Synced]).await;
+        settle(vec![Change::List(complete(WATCH, 1))]).await;
         assert_eq!(pod.has(), names([("prometheusrule..left", 1)]), "AlertRules wait for nothing else");
         if comes_later {
-            settle(vec![Change::Imports(true), Change::ImportsSynced(0), Change::Imports(true)]).await;
+            let imports = |place| complete("prometheusrules", place);
+            settle(vec![Change::Imports(true), Change::ImportsList(imports(0)), Change::Imports(true)]).await;
             assert_eq!(
                 pod.has(),
                 names([("prometheusrule..left", 1)]),
                 "those of another namespace are known"
             );
-            settle(vec![Change::ImportsSynced(1)]).await;
+            settle(vec![Change::ImportsList(imports(1))]).await;
         } else {
             settle(vec![Change::Imports(false)]).await;
         }

@@ -87,7 +87,18 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, state: &State) -> 
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
         (&Method::GET, "/healthz") => told(state.health.live(clock::now())),
-        (&Method::GET, "/readyz") => told(state.health.ready(clock::now())),
+        (&Method::GET, "/readyz") => match state.health.ready(clock::now()) {
+            // Ready for the other namespaces.
+            Ok(()) => text(
+                StatusCode::OK,
+                ["ok".to_owned()]
+                    .into_iter()
+                    .chain(state.health.refusals())
+                    .map(|line| line + "\n")
+                    .collect::<String>(),
+            ),
+            Err(why) => told(Err(why)),
+        },
         (&Method::GET, "/loglevel") => match state.level.current() {
             Ok(level) => text(StatusCode::OK, format!("{level}\n")),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
