@@ -2,12 +2,14 @@
 //!
 //! One round looks at all rules of one cluster: one question to each pod, then only what differs. Rounds come when a rule or a pod
 //! changed, and every few seconds, so that a pod that forgot its rules, or has some that nobody wants, is put right. One task owns
-//! all that is known; rounds run beside it on copies. An object with a mistake, or that cannot be written, holds up no other.
+//! all that is known; rounds run beside it on copies. An object with a mistake, or that cannot be written, holds up no other;
+//! what is kept of all of them is bounded (`room.rs`).
 //! PrometheusRules are somebody else's: they are never written, and their definition may be absent, or come later.
 //! Read next: `round.rs`, `pod.rs`, `report.rs`, then the library's `rules`.
 
 mod pod;
 mod report;
+mod room;
 mod round;
 mod seen;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use super::lists::Lists;
 use super::pods::{ObjectKey, PodDirectory};
 use super::queue::{Queue, Wake};
 use super::telemetry::{Health, Metrics};
+use room::Room;
 use round::{Again, Memory, Round, Tools, round};
 use seen::{Change, Origin, RuleSeen, Watching};
 
@@ -44,6 +47,8 @@ const RECHECK: Duration = Duration::from_secs(5);
 const RECHECK_RARELY: Duration = Duration::from_secs(60);
 /// What is in doubt is looked at again after this.
 const SOON: Duration = Duration::from_secs(1);
+/// Rules that found no room are read again this long after there was some, when more may have been given back.
+const ROOM_AGAIN: Duration = Duration::from_secs(10);
 /// Rounds at the same time. Each waits for its pods most of the time.
 const ROUNDS_MAX: usize = 16;
 /// Events of the watches that wait to be taken in.
@@ -81,11 +86,14 @@ pub(crate) async fn run(context: Context) {
     let watching = Watching { client: client.clone(), scope, changes: sender.clone(), metrics, health };
     watching.start(Origin::AlertRule, &mut watches);
     let kind = prometheus_rule_resource();
-    watches.spawn(discovery::watch_kind(client, kind, sender, Change::Imports));
+    watches.spawn(discovery::watch_kind(client.clone(), kind, sender.clone(), Change::Imports));
     keeper.wake_all(clock::now());
+    let mut readings = JoinSet::new();
     loop {
         keeper.start(clock::now());
         let due = keeper.next_due().map(|due| due.saturating_sub(clock::now()));
+        let room = keeper.room_again.filter(|_| readings.is_empty());
+        let room = room.map(|again| again.saturating_sub(clock::now()));
         tokio::select! {
             // A sender that is gone means the same as a stop.
             _stopped = stop.wait_for(|stop| *stop) => return,
@@ -106,6 +114,15 @@ pub(crate) async fn run(context: Context) {
             // Only a bug ends a watch.
             Some(_ended) = watches.join_next() => return,
             () = tokio::time::sleep(due.unwrap_or(RECHECK)), if due.is_some() => {}
+            () = tokio::time::sleep(room.unwrap_or(ROOM_AGAIN)), if room.is_some() => {
+                let keys = keeper.take_unkept();
+                readings.spawn(seen::read_again(client.clone(), keys, sender.clone()));
+            }
+            Some(read) = readings.join_next() => {
+                if !read.is_ok_and(|complete| complete) {
+                    keeper.gave_back(clock::now());
+                }
+            }
         }
     }
 }
@@ -115,6 +132,11 @@ struct Keeper {
     tools: Arc<Tools>,
     pods: PodDirectory,
     rules: HashMap<ObjectKey, Arc<RuleSeen>>,
+    room: Room,
+    /// Rules that there was no room for.
+    unkept: BTreeSet<ObjectKey>,
+    /// When to try these again: something was given back.
+    room_again: Option<Duration>,
     /// The rules of each cluster, by their own names.
     clusters: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// What each cluster's rounds remember; absent while one runs.
@@ -139,6 +161,9 @@ impl Keeper {
             tools,
             pods,
             rules: HashMap::new(),
+            room: Room::default(),
+            unkept: BTreeSet::new(),
+            room_again: None,
             clusters: HashMap::new(),
             memories: HashMap::new(),
             queue: Queue::new(),
@@ -188,12 +213,25 @@ impl Keeper {
             Change::Gone(key) => {
                 if let Some(old) = self.rules.remove(&key) {
                     self.tools.objects(&old).dec();
+                    self.unkept.remove(&key);
+                    self.room.give_back(&old.cluster, old.body_bytes());
+                    self.gave_back(now);
                     self.leave(&old.cluster, &key, now);
+                }
+            }
+            Change::Again(key, object) => {
+                // Gone, or made anew, or kept meanwhile: the watch knows better.
+                let waits = |seen: &&Arc<RuleSeen>| {
+                    seen.lacks_room && object.metadata.uid.as_deref() == Some(&*seen.uid)
+                };
+                if self.rules.get(&key).filter(waits).is_some() {
+                    self.take(Change::Rule(key, object), now);
                 }
             }
             Change::Rule(key, object) => {
                 let before = self.rules.get(&key).cloned();
-                let seen = Arc::new(RuleSeen::read(&key, *object, before.as_deref()));
+                let seen = RuleSeen::read(&key, *object, before.as_deref());
+                let seen = self.kept(&key, seen, before.as_deref(), now);
                 self.tools.objects(&seen).inc();
                 if let Some(before) = before {
                     self.tools.objects(&before).dec();
@@ -213,6 +251,44 @@ impl Keeper {
     fn knows_imports(&self, namespace: &str) -> bool {
         let place = self.scope.place(namespace);
         place.and_then(|place| self.imports_known.get(place)).is_some_and(|is_known| *is_known)
+    }
+
+    /// What is kept of an object in place of what was before.
+    fn kept(
+        &mut self,
+        key: &ObjectKey,
+        mut seen: RuleSeen,
+        before: Option<&RuleSeen>,
+        now: Duration,
+    ) -> Arc<RuleSeen> {
+        if let Some(before) = before {
+            self.room.give_back(&before.cluster, before.body_bytes());
+        }
+        if self.room.take(&seen.cluster, seen.body_bytes()) {
+            self.unkept.remove(key);
+        } else {
+            seen.drop_body();
+            self.unkept.insert(key.clone());
+        }
+        let is_less =
+            |before: &RuleSeen| before.cluster != seen.cluster || before.body_bytes() > seen.body_bytes();
+        if before.is_some_and(is_less) {
+            self.gave_back(now);
+        }
+        Arc::new(seen)
+    }
+
+    /// There is more room than before, for whatever found none.
+    fn gave_back(&mut self, now: Duration) {
+        if !self.unkept.is_empty() {
+            self.room_again.get_or_insert(now + ROOM_AGAIN);
+        }
+    }
+
+    /// The rules that found no room, to be read again.
+    fn take_unkept(&mut self) -> Vec<ObjectKey> {
+        self.room_again = None;
+        self.unkept.iter().cloned().collect()
     }
 
     fn leave(&mut self, cluster: &ObjectKey, rule: &ObjectKey, now: Duration) {

@@ -20,17 +20,24 @@ use super::super::follow::{Need, Outlet, follow};
 use super::super::lists::Listing;
 use super::super::pods::ObjectKey;
 use super::super::telemetry::{Health, Metrics};
+use super::room::{CLUSTER_BYTES_MAX, TOTAL_BYTES_MAX};
 
 /// Keeps an object until no pod has its rules any more.
 pub(super) const FINALIZER: &str = "certeus.io/rules";
 
 /// Objects of one page of a list: a rule may have a megabyte and more.
 const PAGE_OBJECTS: u32 = 10;
+/// Mistakes of an object that are kept; its status tells fewer.
+const ERRORS_MAX: usize = 32;
+/// Of each, and of where it is.
+const ERROR_BYTES_MAX: usize = 1024;
 
 /// One thing that became different.
 #[derive(Debug)]
 pub(super) enum Change {
     Rule(ObjectKey, Box<DynamicObject>),
+    /// An object that was read again. Older than what the watch has shown since, perhaps.
+    Again(ObjectKey, Box<DynamicObject>),
     Gone(ObjectKey),
     /// How the list of one watch of AlertRules fares.
     List(Listing),
@@ -61,6 +68,8 @@ pub(super) struct RuleSeen {
     pub(super) cluster: ObjectKey,
     /// What pods get, or what is wrong.
     pub(super) verdict: Arc<Result<Accepted, Vec<FieldError>>>,
+    /// Nothing is wrong with it, but there was no room to keep it.
+    pub(super) lacks_room: bool,
     pub(super) status: Option<AlertRuleStatus>,
 }
 
@@ -82,7 +91,8 @@ impl RuleSeen {
         };
         let uid = metadata.uid.unwrap_or_default();
         let generation = metadata.generation.unwrap_or_default();
-        let known = before.filter(|before| before.uid == uid && before.generation == generation);
+        let same = |before: &&Self| before.uid == uid && before.generation == generation;
+        let known = before.filter(same).filter(|before| !before.lacks_room);
         Self {
             origin,
             resource_version: metadata.resource_version.unwrap_or_default(),
@@ -93,11 +103,28 @@ impl RuleSeen {
             verdict: match (known, origin) {
                 (Some(before), _) => Arc::clone(&before.verdict),
                 (None, Origin::AlertRule) => Arc::new(checked(&object)),
-                (None, Origin::PrometheusRule) => Arc::new(import(object)),
+                (None, Origin::PrometheusRule) => Arc::new(import(object).map_err(kept)),
             },
             uid,
             generation,
+            lacks_room: false,
         }
+    }
+
+    /// The bytes that are kept to be sent.
+    pub(super) fn body_bytes(&self) -> usize {
+        (*self.verdict).as_ref().map_or(0, |accepted| accepted.body.len())
+    }
+
+    /// Without what there is no room for. Pods keep an earlier generation.
+    pub(super) fn drop_body(&mut self) {
+        let problem = format!(
+            "these {} bytes find no room beside the rules that are kept already: {CLUSTER_BYTES_MAX} bytes for one cluster, \
+             {TOTAL_BYTES_MAX} for all of them; they are tried again when others are removed or made smaller",
+            self.body_bytes()
+        );
+        self.verdict = Arc::new(Err(vec![FieldError::new("spec", problem)]));
+        self.lacks_room = true;
     }
 
     /// Whether it has our finalizer.
@@ -108,7 +135,44 @@ impl RuleSeen {
 
 fn checked(object: &DynamicObject) -> Result<Accepted, Vec<FieldError>> {
     let value = serde_json::to_value(object).map_err(|error| vec![FieldError::new("", error.to_string())])?;
-    validate(&AlertRule::read(value)?)
+    AlertRule::read(value).and_then(|rule| validate(&rule)).map_err(kept)
+}
+
+/// Mistakes as far as they are worth keeping: they may be many and quote an object of more than a megabyte.
+fn kept(mut errors: Vec<FieldError>) -> Vec<FieldError> {
+    errors.truncate(ERRORS_MAX);
+    for FieldError { path, problem } in &mut errors {
+        for text in [path, problem] {
+            text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+            text.shrink_to_fit();
+        }
+    }
+    errors.shrink_to_fit();
+    errors
+}
+
+/// Reads objects again; false if one could not be had. Those that are gone are left to the watch.
+pub(super) async fn read_again(client: Client, keys: Vec<ObjectKey>, changes: mpsc::Sender<Change>) -> bool {
+    let mut complete = true;
+    for key in keys {
+        let (kind, name) = match name_of_imported(&key.name) {
+            Some(name) => (prometheus_rule_resource(), name),
+            None => (ApiResource::erase::<AlertRule>(&()), &*key.name),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &kind);
+        match api.get_opt(name).await {
+            Ok(Some(object)) => {
+                // Whoever does not take it has ended.
+                let _taken = changes.send(Change::Again(key, Box::new(object))).await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(rule = %key, reason = %error, "rules cannot be read again");
+                complete = false;
+            }
+        }
+    }
+    complete
 }
 
 /// The name of the watch of AlertRules.

@@ -374,3 +374,48 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
         assert!(pod.has().is_empty(), "comes later: {comes_later}");
     }
 }
+
+#[tokio::test]
+async fn rules_that_find_no_room_say_so_and_are_taken_when_there_is_some() {
+    let mut keeper = Keeper::new(World::new().tools.clone(), PodDirectory::new(), Scope::All);
+    let now = Duration::from_secs(1);
+    let rule = |number: usize, bytes: usize| {
+        let rule =
+            json!({ "alert": "Down", "expr": "up == 0", "annotations": { "summary": "x".repeat(bytes) } });
+        let name = format!("a{number}");
+        let object = json!({
+            "apiVersion": "certeus.io/v1alpha1", "kind": "AlertRule",
+            "metadata": { "name": name, "namespace": "ns", "uid": format!("u-{number}"), "generation": 1 },
+            "spec": { "clusterRef": { "name": "demo" },
+                "groups": [{ "name": "g", "interval": "15s", "rules": [rule] }] }
+        });
+        (ObjectKey::new("ns", &name), Box::new(serde_json::from_value(object).unwrap()))
+    };
+    let put = |keeper: &mut Keeper, number, bytes| {
+        let (key, object) = rule(number, bytes);
+        keeper.take(Change::Rule(key.clone(), object), now);
+        keeper.rules[&key].lacks_room
+    };
+    // Eight of a megabyte fill the room of the cluster.
+    for number in 0..8 {
+        assert!(!put(&mut keeper, number, 1_000_000));
+    }
+    assert!(put(&mut keeper, 8, 1_000_000));
+    assert!(!put(&mut keeper, 9, 1000), "a smaller one fits");
+    let (key, object) = rule(8, 1_000_000);
+    assert!(keeper.rules[&key].verdict.as_ref().as_ref().unwrap_err()[0].problem.contains("no room"));
+    assert_eq!((keeper.rules[&key].body_bytes(), keeper.room_again), (0, None));
+    keeper.take(Change::Again(key.clone(), object.clone()), now);
+    assert!(keeper.rules[&key].lacks_room);
+    // One goes, one gets smaller: then there is room.
+    keeper.take(Change::Gone(rule(0, 0).0), now);
+    assert!(keeper.room_again.is_some());
+    assert_eq!(keeper.take_unkept(), vec![key.clone()]);
+    keeper.take(Change::Again(key.clone(), object.clone()), now);
+    assert!(!keeper.rules[&key].lacks_room && keeper.rules[&key].verdict.is_ok());
+    assert_eq!((keeper.take_unkept(), keeper.room_again), (vec![], None));
+    // What was deleted while it was read again stays deleted.
+    keeper.take(Change::Gone(key.clone()), now);
+    keeper.take(Change::Again(key.clone(), object), now);
+    assert!(!keeper.rules.contains_key(&key));
+}
