@@ -228,7 +228,7 @@ async fn without_its_cluster_a_rule_waits_and_says_so() {
     let mut world = World::new();
     world.create("a", VALID);
     world.forget_pods();
-    assert_eq!(world.round().await, Again::Soon, "the cluster is there, its pods are not known yet");
+    assert_eq!(world.round().await, Again::Recheck, "the cluster is there, its pods are not known yet");
     assert_eq!(world.take_writes(), Vec::<String>::new());
     world.remove_cluster();
     assert_eq!(world.round().await, Again::Rarely);
