@@ -50,9 +50,8 @@ pub(super) struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct PodDrain {
     pub(super) state: PodState,
-    /// Requests that only a pod which serves can bring to the database.
-    #[serde(default)]
-    pub(super) spool_records: u64,
+    /// Requests that only a pod which serves can bring to the database; `None` if it does not know either.
+    pub(super) spool_records: Option<u64>,
 }
 
 /// How far a pod is.
@@ -82,7 +81,7 @@ pub(super) type Reply = Result<PodDrain, NoReply>;
 pub(crate) enum DrainState {
     /// Not asked yet: requests wait in its spool, and only while it serves do they get to the database.
     Spooled,
-    /// It answers no scrape, so nobody knows what it holds.
+    /// It answers no scrape, or does not say what is in its spool, so nobody knows what it holds.
     Unknown,
     /// It finishes what it admitted.
     Draining,
@@ -119,7 +118,7 @@ impl DrainState {
         let message = match self {
             Self::Draining | Self::Drained | Self::Leaving | Self::Absent => return None,
             Self::Spooled => "holds spooled requests, and serves until the database has them".to_owned(),
-            Self::Unknown => "does not answer, and stays until it does".to_owned(),
+            Self::Unknown => "does not say what it holds, and stays until it does".to_owned(),
             Self::Refused(Some(status)) => {
                 format!("does not agree to drain (status {status}), and is asked again")
             }
@@ -321,6 +320,11 @@ impl Drains {
                     drain.asked |= drain.serve_first;
                     (drain.serve_first && now >= drain.retry_at).then_some(Ask::Cancel)
                 }
+                // Its spool cannot be read. Drained it could not be told from one that is empty.
+                Ok(sample) if sample.spool_records.is_err() => {
+                    drain.enter(DrainState::Unknown, now);
+                    None
+                }
                 Ok(_) => (now >= drain.retry_at).then_some(Ask::Drain),
             },
         };
@@ -406,7 +410,7 @@ impl Drains {
             // Its answer came after the decision to take the drain back.
             (Ask::Drain | Ask::Look, DrainState::Cancelling) => {}
             (Ask::Drain | Ask::Look, state) => match reply {
-                Ok(PodDrain { state: PodState::Drained, spool_records: 0 }) => {
+                Ok(PodDrain { state: PodState::Drained, spool_records: Some(0) }) => {
                     drain.failures = 0;
                     if state != DrainState::Drained {
                         self.ended.push(DrainEnd::Drained);

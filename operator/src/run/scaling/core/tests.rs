@@ -25,6 +25,8 @@ enum Manner {
     Stuck,
     /// Does not agree to drain.
     Refusing,
+    /// Cannot read its spool.
+    Unread,
 }
 
 #[derive(Clone, Debug)]
@@ -191,9 +193,13 @@ impl Sim {
                 spool: pod.spool,
                 draining: pod.state != PodState::Serving,
             };
+            let mut page = page.text();
+            if pod.manner == Manner::Unread {
+                page = page.replace("spool_records 0", "spool_records NaN");
+            }
             let scrape = match pod.manner {
                 Manner::Silent => Err(MissingReason::Unreachable),
-                _ => Ok(decide::parse(self.now, &page.text())),
+                _ => Ok(decide::parse(self.now, &page)),
             };
             self.core.scraped(&pod.uid, scrape);
         }
@@ -231,7 +237,7 @@ impl Sim {
             },
             (Ask::Drain | Ask::Look, _) => {}
         }
-        Ok(PodDrain { state: pod.state, spool_records: pod.spool })
+        Ok(PodDrain { state: pod.state, spool_records: Some(pod.spool) })
     }
 
     fn run(&mut self, seconds: u32) {
@@ -434,6 +440,19 @@ fn a_victim_whose_spool_a_new_operator_never_saw_stays_until_it_ran() {
     sim.reconcile();
     sim.run(60);
     assert_eq!((sim.count(), sim.removed_with_spool), (1, 0));
+}
+
+#[test]
+fn a_victim_that_cannot_read_its_spool_is_not_asked_to_drain() {
+    let mut sim = new_operator(|pod| (pod.ready, pod.manner) = (true, Manner::Unread));
+    sim.run(60);
+    assert_eq!(
+        (sim.count(), &sim.drains()[1].1, sim.drained.as_slice()),
+        (3, &DrainState::Unknown, &[1][..])
+    );
+    sim.pods.get_mut(&2).unwrap().manner = Manner::Healthy;
+    sim.run(10);
+    assert_eq!(sim.count(), 1);
 }
 
 #[test]
