@@ -220,10 +220,9 @@ impl Keeper {
                 }
             }
             Change::Again(key, object) => {
-                // Gone, or made anew, or kept meanwhile: the watch knows better.
-                let waits = |seen: &&Arc<RuleSeen>| {
-                    seen.lacks_room && object.metadata.uid.as_deref() == Some(&*seen.uid)
-                };
+                // Gone, changed, or kept meanwhile: what the watch shows, or will show, is looked at by itself.
+                let version = object.metadata.resource_version.clone().unwrap_or_default();
+                let waits = |seen: &&Arc<RuleSeen>| seen.lacks_room && seen.resource_version == version;
                 if self.rules.get(&key).filter(waits).is_some() {
                     self.take(Change::Rule(key, object), now);
                 }

@@ -36,7 +36,7 @@ const ERROR_BYTES_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) enum Change {
     Rule(ObjectKey, Box<DynamicObject>),
-    /// An object that was read again. Older than what the watch has shown since, perhaps.
+    /// An object that was read again: older or newer than what the watch has shown, perhaps.
     Again(ObjectKey, Box<DynamicObject>),
     Gone(ObjectKey),
     /// How the list of one watch of AlertRules fares.

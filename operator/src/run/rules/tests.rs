@@ -380,12 +380,14 @@ async fn rules_that_find_no_room_say_so_and_are_taken_when_there_is_some() {
     let mut keeper = Keeper::new(World::new().tools.clone(), PodDirectory::new(), Scope::All);
     let now = Duration::from_secs(1);
     let rule = |number: usize, bytes: usize| {
+        // As many writes as there are bytes: each size is another version.
+        let version = (number * 10_000_000 + bytes).to_string();
         let rule =
             json!({ "alert": "Down", "expr": "up == 0", "annotations": { "summary": "x".repeat(bytes) } });
         let name = format!("a{number}");
         let object = json!({
             "apiVersion": "certeus.io/v1alpha1", "kind": "AlertRule",
-            "metadata": { "name": name, "namespace": "ns", "uid": format!("u-{number}"), "generation": 1 },
+            "metadata": { "name": name, "namespace": "ns", "uid": format!("u-{number}"), "generation": 1, "resourceVersion": version },
             "spec": { "clusterRef": { "name": "demo" },
                 "groups": [{ "name": "g", "interval": "15s", "rules": [rule] }] }
         });
@@ -411,6 +413,8 @@ async fn rules_that_find_no_room_say_so_and_are_taken_when_there_is_some() {
     keeper.take(Change::Gone(rule(0, 0).0), now);
     assert!(keeper.room_again.is_some());
     assert_eq!(keeper.take_unkept(), vec![key.clone()]);
+    keeper.take(Change::Again(key.clone(), rule(8, 10).1), now);
+    assert!(keeper.rules[&key].lacks_room, "not what the watch has shown");
     keeper.take(Change::Again(key.clone(), object.clone()), now);
     assert!(!keeper.rules[&key].lacks_room && keeper.rules[&key].verdict.is_ok());
     assert_eq!((keeper.take_unkept(), keeper.room_again), (vec![], None));
