@@ -23,6 +23,8 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
     world.wait_until_ready("trades");
     world.wait_for_pods("trades", 2);
     world.wait_for_condition("trades", "Progressing", "False");
+    // A pod that was measured before it had reached its database is told about up to ten seconds later.
+    world.wait_for_condition("trades", "DatabaseReachable", "True");
     let owned = world.owned();
     for kind in [
         "statefulset",
@@ -45,7 +47,8 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
     std::thread::sleep(REST);
     assert_eq!(writes(&operator), [""; 0], "written at rest");
     let before = reconciles();
-    world.space.kubectl(&["annotate", "lc/trades", "looked=at"]).unwrap();
+    // What others note on an object of ours is theirs, and has to be looked at.
+    world.space.kubectl(&["annotate", "service/trades", "looked=at"]).unwrap();
     world.wait("another reconcile", SOON, || reconciles() > before);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(writes(&operator), [""; 0], "written by a second reconcile");
