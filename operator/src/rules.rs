@@ -104,7 +104,9 @@ pub fn validate(object: &AlertRule) -> Result<Accepted, Vec<FieldError>> {
         )));
     }
     let rules = object.spec.groups.iter().map(|group| group.rules.len()).sum();
-    Ok(Accepted { body: body.into(), groups: object.spec.groups.len(), rules, left_out: String::new() })
+    // Without what the writer set aside beyond it: all of them are kept.
+    let body = body.into_boxed_slice().into();
+    Ok(Accepted { body, groups: object.spec.groups.len(), rules, left_out: String::new() })
 }
 
 impl<'a> From<&'a NotifyTarget> for Target<'a> {

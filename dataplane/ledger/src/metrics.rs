@@ -55,7 +55,8 @@ pub(crate) struct Metrics {
     pub(crate) archived_events: IntCounter,
     pub(crate) retention_failures: ByClass,
     spool_bytes: IntGauge,
-    spool_records: IntGauge,
+    /// Not a number before the spool was read: whoever takes zero for empty would let its volume go.
+    spool_records: Gauge,
     spool_oldest_age: Gauge,
     pub(crate) spool_appended: IntCounter,
     pub(crate) spool_replayed: IntCounter,
@@ -140,6 +141,8 @@ impl Metrics {
                 "Age of the request that has waited longest for its commit to begin.",
             )?,
         )?;
+        let spool_records =
+            registered(registry, Gauge::new("certeus_ledger_spool_records", "Requests in the spool.")?)?;
         let spool_oldest_age = registered(
             registry,
             Gauge::new("certeus_ledger_spool_oldest_age_seconds", "Age of the oldest request in the spool.")?,
@@ -221,7 +224,7 @@ impl Metrics {
                 "Requests that were stored before and were not stored again.",
             )?,
             spool_bytes: gauge("certeus_ledger_spool_bytes", "Bytes of the spool's files.")?,
-            spool_records: gauge("certeus_ledger_spool_records", "Requests in the spool.")?,
+            spool_records,
             spool_oldest_age,
             spool_appended: counter(
                 "certeus_ledger_spool_appended_total",
@@ -279,7 +282,9 @@ impl Metrics {
     pub(crate) fn set_spool(&self, status: &SpoolStatus, oldest_age: Duration) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.spool_bytes.set(gauge(status.bytes));
-        self.spool_records.set(gauge(status.records));
+        // Exact up to 2^53.
+        #[expect(clippy::cast_precision_loss, reason = "more requests than that fit on no volume")]
+        self.spool_records.set(status.known_records().map_or(f64::NAN, |records| records as f64));
         self.spool_oldest_age.set(oldest_age.as_secs_f64());
     }
 

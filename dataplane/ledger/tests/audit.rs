@@ -295,6 +295,28 @@ async fn every_tampering_is_named_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_stays_found_when_its_batch_goes_while_the_audit_runs() {
+    let original = Original::new().await;
+    let name = original.copy().await;
+    let client = original.client(&name).await;
+    let tamper = format!(
+        "UPDATE certeus.events SET type = 'other' WHERE id = {}; DELETE FROM certeus.events WHERE id IN ({}, {})",
+        id(5),
+        id(8),
+        id(9)
+    );
+    client.batch_execute(&tamper).await.unwrap();
+    let mut audit = Audit::start(original.options(&name), None).await.unwrap();
+    while audit.step().await.unwrap() {}
+    client.batch_execute("DELETE FROM certeus.batches WHERE first_index = 3").await.unwrap();
+    let report = audit.finish().await.unwrap();
+    let found = found(&report);
+    for expected in [(Kind::EventAltered, Some((5, 5))), (Kind::EventMissing, Some((8, 9)))] {
+        assert!(found.contains(&expected), "{expected:?} is not among {found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_history_rewritten_as_a_whole_does_not_pass() {
     use Kind::*;
     let original = Original::new().await;

@@ -282,7 +282,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     };
     let anchor = anchor.map(|(key, text)| parse_anchor(key, &text)).transpose()?;
     let anchor_shared = match variable("CERTEUS_LOG_ANCHOR_SHARED") {
-        Some(shared) => parsed("CERTEUS_LOG_ANCHOR_SHARED", &shared, "true or false")?,
+        Some(shared) => boolean("CERTEUS_LOG_ANCHOR_SHARED", &shared)?,
         None => anchor_shared.unwrap_or(false),
     };
     let level = match variable("CERTEUS_LOG_LEVEL") {
@@ -405,12 +405,9 @@ fn encryption_of(
 fn proofs_of(file: ProofsSection, variable: &impl Fn(&str) -> Option<String>) -> Result<Proofs, Error> {
     const STRICT: &str = "STRICT_PROOF_ONLY";
     let ProofsSection { strict, public_base_url } = file;
-    let strict = match variable(STRICT).as_deref() {
+    let strict = match variable(STRICT) {
+        Some(strict) => boolean(STRICT, &strict)?,
         None => strict.unwrap_or(false),
-        Some("1" | "true") => true,
-        Some("0" | "false") => false,
-        // Taking a word that is not understood for "no" would prove less than was asked for.
-        Some(other) => return Err(invalid(STRICT, format!("is {other:?}, and must be 1 or 0"))),
     };
     let (key, url) = match variable("PUBLIC_BASE_URL") {
         Some(url) => ("PUBLIC_BASE_URL", url),
@@ -484,6 +481,15 @@ fn loopback(port: u16) -> SocketAddr {
 fn parsed<T: FromStr>(key: &str, text: &str, valid: &str) -> Result<T, Error> {
     // The parser's own words would not say more than what is valid.
     text.parse().map_err(|_| invalid(key, format!("is {text:?}, and must be {valid}")))
+}
+
+/// A switch from the environment. A word that is not understood is never taken for "no": less would be done than was asked for.
+fn boolean(key: &str, text: &str) -> Result<bool, Error> {
+    match text {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        other => Err(invalid(key, format!("is {other:?}, and must be true, false, 1 or 0"))),
+    }
 }
 
 /// An address from the environment, else from the file, else the default.

@@ -83,6 +83,19 @@ impl Operator {
     /// # Errors
     /// When it cannot be run.
     pub fn start(space: &Space, program: &std::path::Path, token: &str) -> Result<Self> {
+        Self::start_beside(space, program, token, &[])
+    }
+
+    /// Starts it as [`Self::start`] does, to watch these namespaces as well.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn start_beside(
+        space: &Space,
+        program: &std::path::Path,
+        token: &str,
+        others: &[&str],
+    ) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let identity = format!("operator-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let front = Front::start(([127, 0, 0, 1], 0).into(), space.plane().config()?)?;
@@ -93,6 +106,7 @@ impl Operator {
         let file = File::create(&log).context("cannot create a log")?;
         let mut command = Command::new(program);
         command.args(["run", "--namespace", space.name(), "--lease-namespace", space.name()]);
+        command.args(others.iter().flat_map(|namespace| ["--namespace", namespace]));
         command.arg(format!("--listen={admin}")).arg("--log-level=info,certeus_operator=debug");
         command.env_clear().env("KUBECONFIG", &kubeconfig).env("HOME", space.dir());
         command.env("POD_NAME", &identity).env("POD_NAMESPACE", space.name()).env("RUST_BACKTRACE", "1");

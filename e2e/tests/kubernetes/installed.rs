@@ -59,6 +59,11 @@ impl Installed {
         Operator::start(&self.space, &programs::operator().unwrap(), &self.token).unwrap()
     }
 
+    /// One that watches these namespaces, too, where it has no rights.
+    pub(crate) fn operator_beside(&self, others: &[&str]) -> Operator {
+        Operator::start_beside(&self.space, &programs::operator().unwrap(), &self.token, others).unwrap()
+    }
+
     /// Makes a LedgerCluster on a database of its own, with further lines of its `spec`.
     pub(crate) fn create(&self, name: &str, more: &str) {
         self.prepare(name);
@@ -136,7 +141,7 @@ impl Installed {
     }
 }
 
-fn manifest(name: &str, more: &str) -> String {
+pub(crate) fn manifest(name: &str, more: &str) -> String {
     format!(
         "apiVersion: certeus.io/v1alpha1\nkind: LedgerCluster\nmetadata: {{name: {name}}}\nspec:\n  \
          database: {{secretRef: {{name: {}, key: url}}, connectionBudget: 80}}\n{more}",

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use certeus_crds::LedgerCluster;
 use certeus_e2e::cluster::front::{Fault, Rule};
+use certeus_e2e::cluster::space::Space;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::json;
 
-use crate::installed::{IN_TIME, Installed, SOON, fixed, writes};
+use crate::installed::{IN_TIME, Installed, SOON, fixed, manifest, writes};
 
 /// Longer than any period of the operator but its slow resync.
 const REST: Duration = Duration::from_secs(8);
@@ -21,6 +23,8 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
     world.wait_until_ready("trades");
     world.wait_for_pods("trades", 2);
     world.wait_for_condition("trades", "Progressing", "False");
+    // A pod that was measured before it had reached its database is told about up to ten seconds later.
+    world.wait_for_condition("trades", "DatabaseReachable", "True");
     let owned = world.owned();
     for kind in [
         "statefulset",
@@ -43,7 +47,8 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
     std::thread::sleep(REST);
     assert_eq!(writes(&operator), [""; 0], "written at rest");
     let before = reconciles();
-    world.space.kubectl(&["annotate", "lc/trades", "looked=at"]).unwrap();
+    // What others note on an object of ours is theirs, and has to be looked at.
+    world.space.kubectl(&["annotate", "service/trades", "looked=at"]).unwrap();
     world.wait("another reconcile", SOON, || reconciles() > before);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(writes(&operator), [""; 0], "written by a second reconcile");
@@ -66,6 +71,20 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
         text.is_some_and(|text| text.contains("database:"))
     };
     world.space.wait("the configuration to be put right", "trades-config", SOON, is_right).unwrap();
+    for (object, path) in [
+        ("service/trades", "selector"),
+        ("service/trades-pods", "selector"),
+        ("networkpolicy/trades", "podSelector.matchLabels"),
+        ("poddisruptionbudget/trades", "selector.matchLabels"),
+    ] {
+        let entry = path.rsplit('.').fold(json!({ "their": "entry" }), |entry, name| json!({ name: entry }));
+        let patch = json!({ "spec": entry }).to_string();
+        world.space.kubectl(&["patch", object, "--type=merge", "-p", &patch]).unwrap();
+        let shown = format!("jsonpath={{.spec.{path}.their}}");
+        let is_right =
+            || world.space.kubectl(&["get", object, "-o", &shown]).is_ok_and(|entry| entry.is_empty());
+        world.wait(&format!("the selector of {object} to be put right"), SOON, is_right);
+    }
     for object in
         owned.iter().filter(|object| !object.starts_with("secret") && !object.starts_with("statefulset"))
     {
@@ -136,7 +155,10 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
 fn an_invalid_cluster_hurts_itself_alone_and_is_told_why() {
     let _alone = crate::alone();
     let world = Installed::new("invalid", false);
-    let operator = world.operator();
+    // A namespace without rights in it, and one that does not exist.
+    let other = Space::with_definitions("refused").unwrap();
+    other.apply(&manifest("left", &fixed(1))).unwrap();
+    let operator = world.operator_beside(&[other.name(), "not-there"]);
     // Each pod would get less than the connections that it needs.
     let wrong = "  autoscaling: {min: 1, max: 1000}\n";
     world.create("broken", wrong);
@@ -154,6 +176,21 @@ fn an_invalid_cluster_hurts_itself_alone_and_is_told_why() {
     world.wait_until_ready("broken");
     world.prepare("lost");
     world.wait_until_ready("lost");
+
+    // All that with two namespaces that nothing is known of, in which nothing was done.
+    let refused = || operator.metric("certeus_operator_watch_refused_namespaces", &["\"pods\""]).unwrap();
+    assert_eq!(refused(), Some(2.0));
+    assert_eq!((operator.health("/healthz").unwrap(), operator.health("/readyz").unwrap()), (200, 200));
+    assert!(other.get::<LedgerCluster>("left").unwrap().unwrap().status.is_none());
+    let rights = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": { "name": "rights" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin" },
+        "subjects": [{ "kind": "ServiceAccount", "name": "certeus", "namespace": world.space.name() }],
+    });
+    other.apply(&rights.to_string()).unwrap();
+    let is_known = |cluster: Option<&LedgerCluster>| cluster.is_some_and(|cluster| cluster.status.is_some());
+    other.wait("the cluster to be known", "left", IN_TIME, is_known).unwrap();
+    assert_eq!(refused(), Some(1.0));
     operator.stop().unwrap();
 }
 

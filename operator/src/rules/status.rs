@@ -12,6 +12,8 @@ pub const VALID: &str = "Valid";
 pub const PARTIAL: &str = "Partial";
 /// Reason of the condition `Accepted` of rules with a mistake.
 pub const INVALID: &str = "Invalid";
+/// Reason of the condition `Accepted` of rules that the operator has no room for.
+const NO_ROOM: &str = "NoRoom";
 /// Reason of the condition `Accepted` of rules for a cluster that does not exist.
 pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
 
@@ -31,6 +33,8 @@ pub struct Subject<'a> {
     pub before: Option<&'a AlertRuleStatus>,
     /// Whether pods may have the rules, or what is wrong with them.
     pub verdict: Result<&'a Accepted, &'a [FieldError]>,
+    /// Nothing is wrong with them, but there is no room for them.
+    pub lacks_room: bool,
 }
 
 /// How far the rules came.
@@ -47,9 +51,12 @@ pub struct Delivery<'a> {
 /// The status of an object, given what it was before.
 #[must_use]
 pub fn status(subject: Subject<'_>, delivery: Delivery<'_>, now: Timestamp) -> AlertRuleStatus {
-    let Subject { generation, cluster, before, verdict } = subject;
+    let Subject { generation, cluster, before, verdict, lacks_room } = subject;
     let Delivery { loaded, total, error } = delivery;
-    let accepted = accepted_condition(cluster, verdict, total);
+    let mut accepted = accepted_condition(cluster, verdict, total);
+    if lacks_room {
+        accepted.reason = NO_ROOM;
+    }
     let is_accepted = accepted.holds;
     let last_error = if is_accepted { error } else { Some(accepted.message.as_str()) }.map(shortened);
     let loaded_condition = loaded_condition(is_accepted, loaded, total.unwrap_or(0), last_error.as_deref());

@@ -232,7 +232,7 @@ fn the_status_says_how_far_the_rules_came() {
     let of = |object: &'_ AlertRule, verdict: Result<(), ()>, delivery, time| {
         let verdict = verdict.map(|()| &accepted).map_err(|()| &errors[..]);
         let (generation, before) = (object.metadata.generation, object.status.as_ref());
-        status(Subject { generation, cluster: "demo", before, verdict }, delivery, time)
+        status(Subject { generation, cluster: "demo", before, verdict, lacks_room: false }, delivery, time)
     };
     let check = |verdict, delivery, expected: [&str; 2], error: Option<&str>| {
         let status = of(&object, verdict, delivery, now);
@@ -266,7 +266,8 @@ fn the_status_says_how_far_the_rules_came() {
 
     let many: Vec<FieldError> =
         (0..400).map(|n| FieldError::new(format!("spec.é{n}"), "é".repeat(200))).collect();
-    let subject = Subject { generation: None, cluster: "demo", before: None, verdict: Err(&many) };
+    let subject =
+        Subject { generation: None, cluster: "demo", before: None, verdict: Err(&many), lacks_room: false };
     let long = status(subject, some(0, 1, None), now);
     assert!(long.last_error.unwrap().chars().count() <= 1024 + 3);
 }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::Scope;
 use super::clock;
 use super::error::{Class, Error};
+use super::lists::{Listing, Lists};
 use super::phases::{Context, Record, reconcile};
 use super::pods::ObjectKey;
 use super::queue::{Queue, Wake};
@@ -100,12 +101,13 @@ impl Controller {
         }
     }
 
-    /// Runs until `stop`. `synced` is called once all first lists are there and reconciles begin.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>, synced: impl FnOnce()) {
+    /// Runs until `stop`. Reconciles, and being ready, begin once all first lists are there or refused.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let (sender, mut changes) = mpsc::channel(CHANGES_MAX);
         let Context { client, metrics, .. } = &*self.context;
-        let watches::Watches { tasks: mut watching, mut lists } =
-            watches::start(client, &self.scope, sender.clone(), metrics, &self.health);
+        let watches::Watches { tasks: mut watching, required } =
+            watches::start(client, &self.scope, &sender, metrics, &self.health);
+        let mut lists = Lists::new(&self.scope, required);
         let mut monitors = JoinSet::new();
         let mut discovery = JoinSet::new();
         discovery.spawn(super::discovery::watch_kind(
@@ -114,16 +116,13 @@ impl Controller {
             sender.clone(),
             Change::ServiceMonitors,
         ));
-        let mut synced = Some(synced);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
-            if lists == 0 {
-                if let Some(synced) = synced.take() {
-                    synced();
-                }
-                self.hand_out();
+            let begun = lists.have_begun();
+            if begun {
+                self.hand_out(&lists);
             }
-            let due = self.queue.next_due().filter(|_| lists == 0 && self.running.len() < RECONCILES_MAX);
+            let due = self.queue.next_due().filter(|_| begun && self.running.len() < RECONCILES_MAX);
             let wait = due.map(|due| due.saturating_sub(clock::now()));
             tokio::select! {
                 biased;
@@ -134,7 +133,7 @@ impl Controller {
                     Err(error) => tracing::error!(%error, "a reconcile was lost"),
                 },
                 Some(change) = changes.recv() => match change {
-                    Change::Synced => lists = lists.saturating_sub(1),
+                    Change::List(listing) => self.listed(&mut lists, listing),
                     Change::ServiceMonitors(true) if monitors.is_empty() => {
                         let Context { client, metrics, .. } = &*self.context;
                         monitors = watches::start_service_monitors(client, &self.scope, &sender, metrics, &self.health);
@@ -160,6 +159,22 @@ impl Controller {
         let finish = async { while self.running.join_next().await.is_some() {} };
         if tokio::time::timeout(FINISH_TIMEOUT, finish).await.is_err() {
             tracing::warn!("reconciles were cut off; the next operator goes on with them");
+        }
+    }
+
+    /// Takes note of a list that is complete, or refused.
+    fn listed(&mut self, lists: &mut Lists, listing: Listing) {
+        if !lists.note(listing) || !lists.have_begun() {
+            return;
+        }
+        let nowhere = || "no watched namespace can be read; the log and the lines below say why".to_owned();
+        self.health.wait_for((!lists.is_any_known()).then(nowhere));
+        // Those of the namespace were passed over until now.
+        if listing.complete {
+            let now = clock::now();
+            for key in self.world.keys().filter(|key| lists.is_known(&key.namespace)) {
+                self.queue.wake(key, Wake::Seen, now);
+            }
         }
     }
 
@@ -208,11 +223,16 @@ impl Controller {
         }
     }
 
-    fn hand_out(&mut self) {
+    fn hand_out(&mut self, lists: &Lists) {
         let now = clock::now();
         while self.running.len() < RECONCILES_MAX
             && let Some(key) = self.queue.next(now)
         {
+            if !lists.is_known(&key.namespace) {
+                // What was never listed would be taken for absent. It is woken once its namespace is known.
+                self.queue.forget(&key);
+                continue;
+            }
             let Some(snapshot) = self.world.snapshot(&key) else {
                 // Something around a cluster that does not exist, or not any more.
                 self.queue.forget(&key);

@@ -12,6 +12,7 @@ mod discovery;
 mod error;
 mod follow;
 mod lease;
+mod lists;
 mod owned;
 mod phases;
 mod pods;
@@ -94,6 +95,14 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
+    /// Which of [`Self::namespaces`] a namespace belongs to.
+    pub(crate) fn place(&self, namespace: &str) -> Option<usize> {
+        match self {
+            Self::All => Some(0),
+            Self::Namespaces(names) => names.iter().position(|name| name == namespace),
+        }
+    }
+
     /// Each namespace to be watched by itself; `None` is all of them.
     pub(crate) fn namespaces(&self) -> Vec<Option<&str>> {
         match self {
@@ -184,11 +193,7 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
         health: Arc::clone(&health),
         stop: stopped.clone(),
     };
-    let ready = {
-        let health = Arc::clone(&health);
-        move || health.wait_for(None)
-    };
-    let controller = Controller::new(context, scope, health).run(stopped.clone(), ready);
+    let controller = Controller::new(context, scope, health).run(stopped.clone());
     let work = async {
         let mut tasks = JoinSet::new();
         tasks.spawn(async {

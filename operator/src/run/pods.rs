@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use certeus_autoscale::PodPhase;
 use certeus_operator::build::ADMIN_PORT;
-use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition, PodStatus};
 use tokio::sync::broadcast;
 
 use super::clock;
@@ -54,6 +54,8 @@ pub(crate) struct PodSeen {
     pub(crate) ip: Option<IpAddr>,
     /// Where it is in its life; times are those of [`clock`].
     pub(crate) phase: PodPhase,
+    /// A process of it was started, as far as its status tells: it may have written to its volume.
+    pub(crate) has_run: bool,
     /// The StatefulSet's revision it was made from.
     pub(crate) revision: Option<String>,
     /// What its admin port asks callers for.
@@ -81,6 +83,7 @@ impl PodSeen {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             ip: status.and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
             phase: phase(pod),
+            has_run: status.is_some_and(has_run),
             revision: label("controller-revision-hash"),
             key: None,
             name,
@@ -117,6 +120,18 @@ fn phase(pod: &Pod) -> PodPhase {
         started_at,
         ready_changed_at: changed.map_or(started_at, |time| clock::since_unix_epoch(time.0).max(started_at)),
     }
+}
+
+fn has_run(status: &PodStatus) -> bool {
+    // One that failed or is lost may have lost what its containers did, too.
+    if status.phase.as_deref().is_some_and(|phase| phase != "Pending") {
+        return true;
+    }
+    let started = |state: &ContainerState| state.running.is_some() || state.terminated.is_some();
+    status.container_statuses.iter().flatten().any(|container| {
+        container.restart_count > 0
+            || [&container.state, &container.last_state].into_iter().flatten().any(started)
+    })
 }
 
 fn running_since(state: &ContainerState) -> Option<std::time::Duration> {
@@ -216,6 +231,29 @@ mod tests {
         check(&[("/status/containerStatuses/0/state", json!({ "waiting": {} }))], PodPhase::Pending);
         let deleted = json!({ "name": "demo-3", "deletionTimestamp": "1970-01-01T00:02:00Z" });
         check(&[("/metadata", deleted)], PodPhase::Draining);
+    }
+
+    #[test]
+    fn a_pod_has_run_if_a_process_of_it_was_started() {
+        let check = |phase: &str, container: Value, expected: bool| {
+            let mut status =
+                json!({ "name": "dataplane", "image": "", "imageID": "", "ready": false, "restartCount": 0 });
+            status.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
+            let pod = json!({ "metadata": { "name": "demo-3" },
+                "status": { "phase": phase, "containerStatuses": [status] } });
+            let seen = PodSeen::read(&serde_json::from_value(pod).unwrap()).unwrap();
+            assert_eq!(seen.has_run, expected, "{phase} {container}");
+        };
+        let waiting = json!({ "waiting": { "reason": "ContainerCreating" } });
+        let ended = json!({ "terminated": { "exitCode": 1 } });
+        check("Pending", json!({ "state": waiting }), false);
+        check("Pending", json!({ "state": waiting, "restartCount": 1 }), true);
+        check("Pending", json!({ "state": waiting, "lastState": ended }), true);
+        check("Pending", json!({ "state": ended }), true);
+        check("Running", json!({ "state": waiting }), true);
+        check("Failed", json!({}), true);
+        let unscheduled = serde_json::from_value(json!({ "metadata": { "name": "demo-3" } })).unwrap();
+        assert!(!PodSeen::read(&unscheduled).unwrap().has_run);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! of everything else only metadata crosses the wire. Secrets are never held: only that one changed is passed on. Nothing here
 //! decides anything. Read next: `follow.rs`.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 
 use super::Scope;
 use super::follow::{Need, Outlet, follow};
+use super::lists::Listing;
 use super::owned::{Seen, Workload};
 use super::pods::{INSTANCE_LABEL, ObjectKey, PodSeen};
 use super::telemetry::{Health, Metrics};
@@ -56,35 +58,29 @@ pub(crate) enum Change {
     ServiceMonitors(bool),
     /// An autoscaler and the StatefulSet that it scales.
     Autoscaler(ObjectKey, Option<ObjectKey>),
-    /// The first list of one of the watches that [`start`] counted is complete.
-    Synced,
+    /// How the list of a watch fares.
+    List(Listing),
 }
 
-/// All watches, as tasks, and how many first lists there are to wait for.
+/// All watches, as tasks, and whose lists there are to wait for in each watched namespace.
+#[derive(Default)]
 pub(crate) struct Watches {
     pub(crate) tasks: JoinSet<()>,
-    pub(crate) lists: usize,
+    pub(crate) required: BTreeSet<&'static str>,
 }
 
 /// Starts all watches in `scope`.
 pub(crate) fn start(
     client: &Client,
     scope: &Scope,
-    changes: mpsc::Sender<Change>,
+    changes: &mpsc::Sender<Change>,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
 ) -> Watches {
-    let outlet = Outlet {
-        changes,
-        metrics: Arc::clone(metrics),
-        health: Arc::clone(health),
-        place: 0,
-        synced: Some(|_place| Change::Synced),
-    };
-    let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
+    let mut watches = Watches::default();
     for (place, namespace) in scope.namespaces().into_iter().enumerate() {
-        let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
-        start.all(&mut watches);
+        let outlet = Outlet::new(changes, metrics, health, (place, namespace), Change::List);
+        Start { client, namespace, outlet }.all(&mut watches);
     }
     watches
 }
@@ -97,11 +93,10 @@ pub(crate) fn start_service_monitors(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
 ) -> JoinSet<()> {
-    let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
-    let outlet = Outlet { changes, metrics, health, place: 0, synced: None };
-    let mut watches = Watches { tasks: JoinSet::new(), lists: 0 };
+    let mut watches = Watches::default();
     for (place, namespace) in scope.namespaces().into_iter().enumerate() {
-        let start = Start { client, namespace, outlet: Outlet { place, ..outlet.clone() } };
+        let outlet = Outlet::new(changes, metrics, health, (place, namespace), Change::List);
+        let start = Start { client, namespace, outlet };
         start.metadata(&build::service_monitor_resource(), Need::Helpful, &mut watches);
     }
     watches.tasks
@@ -189,11 +184,10 @@ impl Start<'_> {
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
         V: Send + 'static,
     {
-        watches.lists += usize::from(need == Need::Required);
-        let mut outlet = self.outlet.clone();
-        if need == Need::Helpful {
-            outlet.synced = None;
+        if need == Need::Required {
+            watches.required.insert(name);
         }
+        let outlet = self.outlet.clone();
         watches.tasks.spawn(follow(name, need, api, config, read, change, outlet));
     }
 }

@@ -113,7 +113,7 @@ impl World {
                 self.service_monitors = known;
                 self.clusters.keys().map(|key| (key.clone(), Effect::Around)).collect()
             }
-            Change::Synced => Vec::new(),
+            Change::List(_) => Vec::new(),
         }
     }
 
@@ -193,6 +193,10 @@ impl World {
         })
     }
 
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.clusters.keys()
+    }
+
     pub(crate) fn clusters(&self) -> usize {
         self.clusters.len()
     }
@@ -241,6 +245,7 @@ mod tests {
             ordinal: 0,
             ip: None,
             phase,
+            has_run: true,
             revision: None,
             key: None,
         };

@@ -1,13 +1,14 @@
 //! Reads the suspects again, once all of them are known.
 //!
-//! Owns where a suspect's content is found: in the database, or else in the archive. Never judges.
+//! Owns where a suspect's content is found: in the database, or else in the archive. Never judges, and never drops one.
 
 use uuid::Uuid;
 
 use super::AuditError;
 use super::archive::{Archives, Finder};
+use super::finding::Kind;
 use super::source::Source;
-use super::suspect::{Added, Altered, CONTENTS_MAX, Content, Evidence, Missing, Suspects};
+use super::suspect::{Added, Altered, CONTENTS_MAX, Content, Displaced, Evidence, Missing, Suspects};
 use crate::id::BatchId;
 
 /// The suspects with what is needed to judge them.
@@ -23,14 +24,21 @@ pub(super) async fn evidence(
     let mut contents = Contents { source, archived: Finder::new(archives, source, ledger), read: 0 };
     let mut evidence = Evidence::default();
     for (index, id) in altered {
-        let Some(place) = source.place(*index, *id).await? else { continue };
+        let Some(place) = source.place(*index, *id).await? else {
+            let (kind, count) = (Kind::EventAltered, 1);
+            evidence.displaced.push(Displaced { kind, index: *index, id: *id, count });
+            continue;
+        };
         let content = contents.of(*id, is_archived(*id)).await?;
         evidence.altered.push(Altered { place, content });
     }
     for (index, id, count) in missing {
-        if let Some(place) = source.place(*index, *id).await? {
-            evidence.missing.push(Missing { place, count: *count, archived: is_archived(*id) });
-        }
+        let Some(place) = source.place(*index, *id).await? else {
+            let (kind, count) = (Kind::EventMissing, *count);
+            evidence.displaced.push(Displaced { kind, index: *index, id: *id, count });
+            continue;
+        };
+        evidence.missing.push(Missing { place, count: *count, archived: is_archived(*id) });
     }
     for (id, count) in added {
         let content = contents.of(*id, is_archived(*id)).await?;

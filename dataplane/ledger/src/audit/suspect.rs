@@ -184,12 +184,23 @@ pub(crate) struct Added {
     pub(crate) content: Option<Content>,
 }
 
+/// Suspects of which the row of their batch no longer tells where they belong: it was removed or cut while the audit ran.
+#[derive(Debug)]
+pub(crate) struct Displaced {
+    /// What they were found to be before.
+    pub(crate) kind: Kind,
+    pub(crate) index: u64,
+    pub(crate) id: Uuid,
+    pub(crate) count: u32,
+}
+
 /// The suspects, with what is needed to judge them.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
     pub(crate) altered: Vec<Altered>,
     pub(crate) missing: Vec<Missing>,
     pub(crate) added: Vec<Added>,
+    pub(crate) displaced: Vec<Displaced>,
 }
 
 impl Evidence {
@@ -355,6 +366,11 @@ impl<'a> Judge<'a> {
                 id: Some(place.id),
                 ..Finding::range(Kind::EventMissing, place.index, last, detail)
             });
+        }
+        for Displaced { kind, index, id, count } in &self.evidence.displaced {
+            let last = index + u64::from(*count) - 1;
+            let detail = "the row of its batch was removed or cut while the audit ran, so it cannot be said more closely";
+            self.found.push(Finding { id: Some(*id), ..Finding::range(*kind, *index, last, detail) });
         }
         let left: Vec<&Added> = self.evidence.added.iter().filter(|one| !arrived.contains(&one.id)).collect();
         for rows in left.chunk_by(|a, b| BatchId::of(a.id) == BatchId::of(b.id)) {

@@ -153,6 +153,7 @@ impl Model {
                 .iter()
                 .map(|(id, count)| Added { id: *id, count: *count, content: content(*id) })
                 .collect(),
+            displaced: Vec::new(),
         };
         let mut found: Vec<_> = evidence
             .judge(LEDGER, &HashSet::new())

@@ -68,7 +68,12 @@ impl Folder {
     /// When the folder cannot be used, or another process uses it.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let error = |action| move |source| Error { action, path: path.to_owned(), source };
+        let names = names_to_sync(path);
         fs::create_dir_all(path).map_err(error("create the folder"))?;
+        for folder in names {
+            let synced = File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(error("sync the name of the folder"))?;
+        }
         let handle = File::open(path).map_err(error("open the folder"))?;
         let lock = OpenOptions::new()
             .create(true)
@@ -90,6 +95,14 @@ impl Folder {
         let path = self.path.join(name);
         move |source| Error { action, path: path.clone(), source }
     }
+}
+
+/// The folders that are to have a new name once `path` is made: until they are synced, a crash may take the whole folder with it.
+fn names_to_sync(path: &Path) -> Vec<PathBuf> {
+    let parent =
+        |path: &Path| path.parent().filter(|parent| !parent.as_os_str().is_empty()).map(Path::to_owned);
+    let missing = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    missing.map(|path| parent(path).unwrap_or_else(|| ".".into())).collect()
 }
 
 /// A file of a [`Folder`] that is being written.
@@ -211,5 +224,15 @@ mod tests {
         assert!(error.to_string().ends_with("spool/b"), "{error}");
         drop(folder);
         Folder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn every_new_name_on_the_way_to_a_new_folder_is_synced() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a/b");
+        assert_eq!(names_to_sync(&path), [parent.path().join("a"), parent.path().to_owned()]);
+        Folder::open(&path).unwrap();
+        assert_eq!(names_to_sync(&path), Vec::<PathBuf>::new());
+        assert_eq!(names_to_sync(Path::new("not-there/b")), [Path::new("not-there"), Path::new(".")]);
     }
 }

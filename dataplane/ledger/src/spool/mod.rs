@@ -122,6 +122,12 @@ impl SpoolStatus {
         self.condition == SpoolCondition::Open && self.bytes < self.bytes_max
     }
 
+    /// Requests to be replayed; `None` before the spool was read, when nobody knows.
+    #[must_use]
+    pub fn known_records(&self) -> Option<u64> {
+        (!matches!(self.condition, SpoolCondition::Opening(_))).then_some(self.records)
+    }
+
     /// How long the oldest request has waited. A clock that was set back makes it young, nothing worse.
     #[must_use]
     pub fn oldest_age(&self) -> Duration {
@@ -130,7 +136,7 @@ impl SpoolStatus {
 
     /// Whether there is nothing that must come before a producer's next request. Not before the spool was read.
     fn is_empty(&self) -> bool {
-        self.records == 0 && !matches!(self.condition, SpoolCondition::Opening(_))
+        self.known_records() == Some(0)
     }
 }
 

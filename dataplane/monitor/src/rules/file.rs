@@ -49,6 +49,14 @@ fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The folders that are to have a new name once `path` is made: until they are synced, a crash may take the whole folder with it.
+fn names_to_sync(path: &Path) -> Vec<PathBuf> {
+    let parent =
+        |path: &Path| path.parent().filter(|parent| !parent.as_os_str().is_empty()).map(Path::to_owned);
+    let missing = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    missing.map(|path| parent(path).unwrap_or_else(|| ".".into())).collect()
+}
+
 /// A folder of such files, used by one process.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -70,7 +78,11 @@ impl Folder {
 
     /// Reads every file, makes the folder when it is new, and cleans up what a crash left.
     pub(super) fn read(&self) -> io::Result<Found> {
+        let names = names_to_sync(&self.path);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
+        for folder in names {
+            File::open(folder)?.sync_all()?;
+        }
         let mut found = Found::default();
         for entry in fs::read_dir(&self.path)? {
             // What cannot be read hurts only itself.
@@ -143,5 +155,20 @@ impl Folder {
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_new_name_on_the_way_to_a_new_folder_is_synced() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a/b");
+        assert_eq!(names_to_sync(&path), [parent.path().join("a"), parent.path().to_owned()]);
+        Folder::new(path.clone()).read().unwrap();
+        assert_eq!(names_to_sync(&path), Vec::<PathBuf>::new());
+        assert_eq!(names_to_sync(Path::new("not-there/b")), [Path::new("not-there"), Path::new(".")]);
     }
 }

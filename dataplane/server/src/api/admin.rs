@@ -18,8 +18,8 @@ pub(crate) struct DrainReply {
     queue_events: usize,
     in_flight_events: usize,
     connections: usize,
-    /// Requests that stay on the pod's volume, as the database was away when it drained.
-    spool_records: u64,
+    /// Requests that stay on the pod's volume, as the database was away when it drained; null while nobody knows.
+    spool_records: Option<u64>,
 }
 
 fn reply(app: &App) -> Json<DrainReply> {
@@ -35,7 +35,7 @@ fn reply(app: &App) -> Json<DrainReply> {
         queue_events: depth.events,
         in_flight_events: depth.in_flight_events,
         connections: app.lifecycle.connections(),
-        spool_records: app.ledger.spool_status().map_or(0, |spool| spool.records),
+        spool_records: app.ledger.spool_status().map_or(Some(0), |spool| spool.known_records()),
     })
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use certeus_monitor::rules::{
     DOCUMENT_BYTES_MAX, Document, Error as RulesError, Group, Key, Period, Rule, Stored,
 };
@@ -13,7 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::App;
-use crate::body::receive;
+use crate::body::{self, receive};
 use crate::problem::{Code, Error};
 
 /// What the pod has: the acknowledgement that whoever delivers rules looks for.
@@ -86,56 +87,56 @@ async fn blocking<T: Send + 'static>(
 
 /// The rules in the form of Prometheus' own API.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct RulesReply {
+pub(crate) struct RulesReply<'a> {
     /// `success`.
     status: &'static str,
     /// The rules.
-    data: RulesData,
+    data: RulesData<'a>,
 }
 
 /// All groups.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct RulesData {
+pub(crate) struct RulesData<'a> {
     /// In order of their objects.
-    groups: Vec<RuleGroup>,
+    groups: Vec<RuleGroup<'a>>,
 }
 
 /// Rules that belong together.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct RuleGroup {
+pub(crate) struct RuleGroup<'a> {
     /// Name of the group.
-    name: String,
+    name: &'a str,
     /// Namespace and name of the object that it comes from.
     file: String,
     /// Seconds between evaluations.
     interval: f64,
     /// The rules.
-    rules: Vec<RuleEntry>,
+    rules: Vec<RuleEntry<'a>>,
 }
 
 /// One rule. As nothing evaluates it, it has no alerts and no times.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct RuleEntry {
+pub(crate) struct RuleEntry<'a> {
     /// `alerting` or `recording`.
     #[serde(rename = "type")]
     kind: &'static str,
     /// Name of the alert or the series.
-    name: String,
+    name: &'a str,
     /// The expression.
-    query: String,
+    query: &'a str,
     /// Labels that are added.
-    labels: BTreeMap<String, String>,
+    labels: &'a BTreeMap<String, String>,
     /// `unknown`: the rule was not evaluated.
     health: &'static str,
     /// What only alerting rules have.
     #[serde(flatten)]
-    alerting: Option<AlertingEntry>,
+    alerting: Option<AlertingEntry<'a>>,
 }
 
 /// What only alerting rules have.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct AlertingEntry {
+pub(crate) struct AlertingEntry<'a> {
     /// `unknown`: the rule was not evaluated.
     state: &'static str,
     /// Seconds for which the expression must hold.
@@ -143,7 +144,7 @@ pub(crate) struct AlertingEntry {
     /// Seconds for which the alert fires on.
     keep_firing_for: f64,
     /// Texts for people, with their templates.
-    annotations: BTreeMap<String, String>,
+    annotations: &'a BTreeMap<String, String>,
 }
 
 const UNKNOWN: &str = "unknown";
@@ -153,11 +154,10 @@ const UNKNOWN: &str = "unknown";
 #[utoipa::path(get, path = "/api/v1/rules", responses(
     (status = 200, description = "The rules", body = RulesReply),
     (status = 400, description = "Filters are not supported", body = crate::problem::Problem),
+    (status = 429, description = "Requests in progress hold all the memory set aside for them",
+        body = crate::problem::Problem),
 ))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<RulesReply>, Error> {
+pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, Error> {
     // Who asks for some of the rules must not take all of them for these.
     if query.is_some_and(|query| !query.is_empty()) {
         return Err(Error::new(Code::InvalidRequest, "this list takes no parameters"));
@@ -166,13 +166,17 @@ pub(crate) async fn list(
     let groups = stored.iter().flat_map(|Stored { key, document }| {
         document.groups.iter().map(move |group| RuleGroup::new(key, group))
     });
-    Ok(Json(RulesReply { status: "success", data: RulesData { groups: groups.collect() } }))
+    let reply = RulesReply { status: "success", data: RulesData { groups: groups.collect() } };
+    let mut response =
+        body::reply(serde_json::to_vec(&reply).unwrap_or_default(), &app.budget)?.into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
-impl RuleGroup {
-    fn new(key: &Key, Group { name, interval, rules }: &Group) -> Self {
+impl<'a> RuleGroup<'a> {
+    fn new(key: &Key, Group { name, interval, rules }: &'a Group) -> Self {
         Self {
-            name: name.clone(),
+            name,
             file: key.to_string(),
             interval: interval.as_secs_f64(),
             rules: rules.iter().map(RuleEntry::from).collect(),
@@ -180,21 +184,21 @@ impl RuleGroup {
     }
 }
 
-impl From<&Rule> for RuleEntry {
-    fn from(rule: &Rule) -> Self {
+impl<'a> From<&'a Rule> for RuleEntry<'a> {
+    fn from(rule: &'a Rule) -> Self {
         let Rule { alert, record, expr, hold_for, keep_firing_for, labels, annotations } = rule;
         let seconds = |period: &Option<Period>| period.map_or(0.0, Period::as_secs_f64);
         let alerting = alert.as_ref().map(|_| AlertingEntry {
             state: UNKNOWN,
             duration: seconds(hold_for),
             keep_firing_for: seconds(keep_firing_for),
-            annotations: annotations.clone(),
+            annotations,
         });
         Self {
             kind: if alerting.is_some() { "alerting" } else { "recording" },
-            name: alert.as_ref().or(record.as_ref()).cloned().unwrap_or_default(),
-            query: expr.clone(),
-            labels: labels.clone(),
+            name: alert.as_deref().or(record.as_deref()).unwrap_or_default(),
+            query: expr,
+            labels,
             health: UNKNOWN,
             alerting,
         }

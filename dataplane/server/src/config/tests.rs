@@ -144,12 +144,30 @@ fn what_must_be_proven_is_said_without_doubt() {
     let from_both = load(yaml, &variables).unwrap().proofs;
     assert_eq!(from_both, Proofs { strict: false, public_base_url: "http://b.example".to_owned() });
     assert!(load("", &[URL, ("STRICT_PROOF_ONLY", "1")]).unwrap().proofs.strict);
-    for word in ["", "yes", "2"] {
-        assert!(refusal("", &[URL, ("STRICT_PROOF_ONLY", word)]).starts_with("STRICT_PROOF_ONLY: is"));
-    }
     for url in ["a.example", "https://", "ftp://a", "https://a?b", "https://a b", "https:///x", "https://a@b"]
     {
         assert!(refusal("", &[URL, ("PUBLIC_BASE_URL", url)]).starts_with("PUBLIC_BASE_URL: is"), "{url}");
+    }
+}
+
+#[test]
+fn switches_in_the_environment_take_the_same_words() {
+    const STRICT: &str = "STRICT_PROOF_ONLY";
+    const SHARED: &str = "CERTEUS_LOG_ANCHOR_SHARED";
+    for (word, on) in [("1", true), ("true", true), ("0", false), ("false", false)] {
+        assert_eq!(load("", &[URL, (STRICT, word)]).unwrap().proofs.strict, on, "{word}");
+        assert_eq!(
+            load("log: { anchor: 'file:///a/b', keyFile: /a/key }", &[URL, (SHARED, word)])
+                .unwrap()
+                .anchor_shared,
+            on,
+            "{word}"
+        );
+    }
+    for (name, word) in
+        [STRICT, SHARED].into_iter().flat_map(|name| ["", "yes", "2", "True"].map(|word| (name, word)))
+    {
+        assert!(refusal("", &[URL, (name, word)]).starts_with(&format!("{name}: is")), "{word}");
     }
 }
 

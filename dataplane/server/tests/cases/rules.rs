@@ -96,6 +96,23 @@ fn the_list_for_people_invents_nothing() {
 }
 
 #[test]
+fn a_list_that_does_not_fit_into_the_memory_for_replies_is_refused() {
+    let pg = postgres();
+    // Twice as much for requests and replies.
+    let pod = Pod::start(&pg.url(), &Settings { yaml: "ledger: { queueBytes: 1Mi }", env: &[] });
+    let mut long = rules("u", 1);
+    long["groups"][0]["rules"][1]["annotations"]["summary"] = json!("x".repeat(700_000));
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(put(pod.admin, name, &long).status, 200);
+    }
+    assert_eq!(pod.get("/api/v1/rules").problem(), (429, "overloaded".to_owned()));
+    assert_eq!(delete(pod.admin, "a").status, 204);
+    assert_eq!(delete(pod.admin, "b").status, 204);
+    let groups = pod.get("/api/v1/rules").json()["data"]["groups"].as_array().unwrap().len();
+    assert_eq!(groups, 2);
+}
+
+#[test]
 fn what_are_no_rules_is_refused_and_nothing_is_kept() {
     let pg = postgres();
     let key = ("CERTEUS_API_KEY", "0123456789abcdef");

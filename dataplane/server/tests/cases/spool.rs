@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use certeus_localpg::{LocalPg, Options};
 use serde_json::{Value, json};
 
-use crate::support::{JSON, Pod, Reply, Settings, request};
+use crate::support::{JSON, Pod, Reply, Settings, postgres, request};
 
 /// A database at one address, although a private server has another port after each start.
 struct Away {
@@ -218,4 +218,22 @@ fn without_a_persistent_spool_nothing_is_taken_while_the_database_is_away() {
     database.comes();
     wait_until("recovery", || pod.get("/health/ready").status == 200);
     assert_eq!(post(&pod, 0, &[]).status, 201);
+}
+
+#[test]
+fn a_spool_that_cannot_be_read_is_never_said_to_be_empty() {
+    let pg = postgres();
+    let folder = tempfile::tempdir().unwrap();
+    // No folder can be made there.
+    let place = folder.path().join("spool");
+    std::fs::write(&place, b"").unwrap();
+    let yaml = yaml(&place);
+    let pod = Pod::start(&pg.url(), &Settings { yaml: &yaml, ..Settings::default() });
+    let records = || request(pod.admin, "GET", "/admin/drain", &[], b"").json()["spool_records"].clone();
+    assert_eq!(records(), json!(null));
+    let metrics = || request(pod.admin, "GET", "/metrics", &[], b"");
+    assert!(metrics().text().contains("certeus_ledger_spool_records NaN"), "{}", metrics().text());
+    std::fs::remove_file(&place).unwrap();
+    wait_until("reading the spool", || records() == 0);
+    assert!(metrics().text().contains("certeus_ledger_spool_records 0"));
 }

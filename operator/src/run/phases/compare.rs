@@ -13,14 +13,22 @@ const STATEFUL_SET_MUTABLE: [&str; 7] = [
     "minReadySeconds",
 ];
 
+/// Label selectors are ours as a whole, wherever they stand: the API server adds nothing to them, and with an entry more they
+/// select other pods. An apply replaces them, as they are atomic to the API server. Template labels are not among them: whoever
+/// injects something into pods labels them, and they select nothing.
+const SELECTORS: [&str; 4] = ["selector", "podSelector", "namespaceSelector", "labelSelector"];
+
 /// Whether `live` has everything that `desired` says. What the API server or others added besides does not count, except
-/// in lists: an element more is a difference. May report a difference where there is none (two spellings of a quantity); an
+/// in lists and label selectors: an element more is a difference. May report a difference where there is none (two spellings of a quantity); an
 /// apply then changes nothing.
 pub(crate) fn contains(live: &Value, desired: &Value) -> bool {
     match (live, desired) {
         (Value::Object(live), Value::Object(desired)) => {
             desired.iter().all(|(name, value)| match live.get(name) {
-                Some(present) => contains(present, value),
+                Some(present) => {
+                    contains(present, value)
+                        && (!SELECTORS.contains(&name.as_str()) || adds_nothing(present, value))
+                }
                 None => is_empty(value),
             })
         }
@@ -29,6 +37,20 @@ pub(crate) fn contains(live: &Value, desired: &Value) -> bool {
                 && live.iter().zip(desired).all(|(live, desired)| contains(live, desired))
         }
         (live, desired) => live == desired || (is_empty(live) && is_empty(desired)),
+    }
+}
+
+/// Whether `live`, which has everything that `desired` says, says no more than that.
+fn adds_nothing(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), desired) => live.iter().all(|(name, present)| match desired.get(name) {
+            Some(value) => adds_nothing(present, value),
+            None => is_empty(present),
+        }),
+        (Value::Array(live), Value::Array(desired)) => {
+            live.iter().zip(desired).all(|(live, desired)| adds_nothing(live, desired))
+        }
+        (_, _) => true,
     }
 }
 
@@ -120,6 +142,25 @@ mod tests {
         check(&live, &json!({ "e": 1 }), false);
         check(&live, &json!({ "e": {}, "f": [], "g": null }), true);
         check(&json!({ "ingress": [{ "a": 1 }, {}] }), &json!({ "ingress": [{ "a": 1 }] }), false);
+    }
+
+    #[test]
+    fn an_entry_more_in_a_selector_is_a_difference() {
+        let labels = |labels: Value| json!({ "spec": { "selector": labels, "podSelector": { "matchLabels": labels } } });
+        let desired = labels(json!({ "name": "a" }));
+        check(&desired, &desired, true);
+        check(&labels(json!({ "name": "a", "their": "entry" })), &desired, false);
+        let with = |expressions: Value| json!({ "selector": { "matchLabels": { "name": "a" }, "matchExpressions": expressions } });
+        let desired = json!({ "selector": { "matchLabels": { "name": "a" } } });
+        check(&with(json!([])), &desired, true);
+        check(&with(json!([{ "key": "their", "operator": "Exists" }])), &desired, false);
+        // One that selects everything selects less with an entry.
+        let everywhere =
+            |selector: Value| json!({ "ingress": [{ "from": [{ "namespaceSelector": selector }] }] });
+        check(&everywhere(json!({})), &everywhere(json!({})), true);
+        check(&everywhere(json!({ "matchLabels": { "their": "entry" } })), &everywhere(json!({})), false);
+        let node = json!({ "nodeSelector": { "a": "b", "their": "entry" }, "labels": { "their": "entry" } });
+        check(&node, &json!({ "nodeSelector": { "a": "b" }, "labels": {} }), true);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! An API server in memory, as far as a reconcile talks to one: objects by path, server-side apply as a deep merge, versions,
+//! An API server in memory, as far as a reconcile talks to one: objects by path, server-side apply as a deep merge with atomic selectors, versions,
 //! and failures on demand. It shows what requests are made; how a real API server answers is tested against a real one.
 
 use std::collections::BTreeMap;
@@ -173,6 +173,11 @@ fn merge(into: &mut Value, from: &Value, keep_lists: bool) {
         (Value::Array(_), Value::Array(_)) if keep_lists => {}
         (Value::Object(into), Value::Object(from)) => {
             for (name, value) in from {
+                if matches!(name.as_str(), "selector" | "podSelector" | "namespaceSelector" | "labelSelector")
+                {
+                    into.insert(name.clone(), value.clone());
+                    continue;
+                }
                 merge(into.entry(name).or_insert(Value::Null), value, keep_lists);
             }
         }

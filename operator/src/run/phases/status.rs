@@ -16,7 +16,7 @@ use crate::run::clock;
 use crate::run::error::Error;
 use crate::run::owned::Workload;
 use crate::run::pods::{ObjectKey, PodSeen};
-use crate::run::scaling::{Advice, DrainState};
+use crate::run::scaling::Advice;
 use crate::run::world::Snapshot;
 
 /// The status as it was written last, while the watch does not show it yet.
@@ -68,7 +68,7 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
     let draining: Vec<DrainingPod> = draining
         .map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() })
         .collect();
-    let stuck = advice.draining.iter().filter(|drain| drain.state == DrainState::Stuck).map(|drain| {
+    let stuck = advice.draining.iter().filter(|drain| drain.state.needs_help()).map(|drain| {
         let why = drain.message.as_deref().unwrap_or("it does not say why");
         Problem {
             reason: ProblemReason::DrainStuck,

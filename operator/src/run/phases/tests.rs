@@ -182,6 +182,28 @@ async fn what_others_add_to_a_list_is_replaced() {
 }
 
 #[tokio::test]
+async fn what_others_add_to_a_selector_goes() {
+    let mut world = settled().await;
+    let paths = [
+        (SERVICE, "/spec/selector"),
+        ("/api/v1/namespaces/ns/services/demo", "/spec/selector"),
+        ("/apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/demo", "/spec/podSelector/matchLabels"),
+        ("/apis/policy/v1/namespaces/ns/poddisruptionbudgets/demo", "/spec/selector/matchLabels"),
+    ];
+    for (path, selector) in paths {
+        let right = world.api.get(path).unwrap()["spec"].clone();
+        world.api.edit(path, |object| object.pointer_mut(selector).unwrap()["their"] = json!("entry"));
+        world.reconcile().await.unwrap();
+        assert_eq!(world.api.writes().len(), 1, "{path}");
+        assert_eq!(world.api.get(path).unwrap()["spec"], right);
+    }
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), Vec::<String>::new());
+    let repairs = ["Service", "NetworkPolicy", "PodDisruptionBudget"].map(|kind| world.repairs(kind));
+    assert_eq!(repairs, [2, 1, 1]);
+}
+
+#[tokio::test]
 async fn what_others_add_is_theirs() {
     let mut world = settled().await;
     world.api.edit(SERVICE, |service| service["metadata"]["annotations"]["their"] = json!("note"));

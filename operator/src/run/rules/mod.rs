@@ -2,12 +2,14 @@
 //!
 //! One round looks at all rules of one cluster: one question to each pod, then only what differs. Rounds come when a rule or a pod
 //! changed, and every few seconds, so that a pod that forgot its rules, or has some that nobody wants, is put right. One task owns
-//! all that is known; rounds run beside it on copies. An object with a mistake, or that cannot be written, holds up no other.
+//! all that is known; rounds run beside it on copies. An object with a mistake, or that cannot be written, holds up no other;
+//! what is kept of all of them is bounded (`room.rs`).
 //! PrometheusRules are somebody else's: they are never written, and their definition may be absent, or come later.
 //! Read next: `round.rs`, `pod.rs`, `report.rs`, then the library's `rules`.
 
 mod pod;
 mod report;
+mod room;
 mod round;
 mod seen;
 #[cfg(test)]
@@ -28,9 +30,11 @@ use super::Scope;
 use super::clock;
 use super::discovery;
 use super::error::Class;
+use super::lists::Lists;
 use super::pods::{ObjectKey, PodDirectory};
 use super::queue::{Queue, Wake};
 use super::telemetry::{Health, Metrics};
+use room::Room;
 use round::{Again, Memory, Round, Tools, round};
 use seen::{Change, Origin, RuleSeen, Watching};
 
@@ -43,6 +47,8 @@ const RECHECK: Duration = Duration::from_secs(5);
 const RECHECK_RARELY: Duration = Duration::from_secs(60);
 /// What is in doubt is looked at again after this.
 const SOON: Duration = Duration::from_secs(1);
+/// Rules that found no room are read again this long after there was some, when more may have been given back.
+const ROOM_AGAIN: Duration = Duration::from_secs(10);
 /// Rounds at the same time. Each waits for its pods most of the time.
 const ROUNDS_MAX: usize = 16;
 /// Events of the watches that wait to be taken in.
@@ -80,11 +86,14 @@ pub(crate) async fn run(context: Context) {
     let watching = Watching { client: client.clone(), scope, changes: sender.clone(), metrics, health };
     watching.start(Origin::AlertRule, &mut watches);
     let kind = prometheus_rule_resource();
-    watches.spawn(discovery::watch_kind(client, kind, sender, Change::Imports));
+    watches.spawn(discovery::watch_kind(client.clone(), kind, sender.clone(), Change::Imports));
     keeper.wake_all(clock::now());
+    let mut readings = JoinSet::new();
     loop {
         keeper.start(clock::now());
         let due = keeper.next_due().map(|due| due.saturating_sub(clock::now()));
+        let room = keeper.room_again.filter(|_| readings.is_empty());
+        let room = room.map(|again| again.saturating_sub(clock::now()));
         tokio::select! {
             // A sender that is gone means the same as a stop.
             _stopped = stop.wait_for(|stop| *stop) => return,
@@ -105,6 +114,15 @@ pub(crate) async fn run(context: Context) {
             // Only a bug ends a watch.
             Some(_ended) = watches.join_next() => return,
             () = tokio::time::sleep(due.unwrap_or(RECHECK)), if due.is_some() => {}
+            () = tokio::time::sleep(room.unwrap_or(ROOM_AGAIN)), if room.is_some() => {
+                let keys = keeper.take_unkept();
+                readings.spawn(seen::read_again(client.clone(), keys, sender.clone()));
+            }
+            Some(read) = readings.join_next() => {
+                if !read.is_ok_and(|complete| complete) {
+                    keeper.gave_back(clock::now());
+                }
+            }
         }
     }
 }
@@ -114,6 +132,11 @@ struct Keeper {
     tools: Arc<Tools>,
     pods: PodDirectory,
     rules: HashMap<ObjectKey, Arc<RuleSeen>>,
+    room: Room,
+    /// Rules that there was no room for.
+    unkept: BTreeSet<ObjectKey>,
+    /// When to try these again: something was given back.
+    room_again: Option<Duration>,
     /// The rules of each cluster, by their own names.
     clusters: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// What each cluster's rounds remember; absent while one runs.
@@ -121,8 +144,8 @@ struct Keeper {
     queue: Queue<ObjectKey>,
     rounds: JoinSet<(Memory, Again)>,
     running: HashMap<Id, ObjectKey>,
-    /// First lists that are not complete. Until then no round may run: what is not known yet would be removed from pods.
-    lists_missing: usize,
+    /// No round may run before the AlertRules of its namespace are known: the others would be removed from pods.
+    lists: Lists,
     scope: Scope,
     /// The kind was there once, so that its watches tell what there is of it.
     is_importing: bool,
@@ -138,12 +161,15 @@ impl Keeper {
             tools,
             pods,
             rules: HashMap::new(),
+            room: Room::default(),
+            unkept: BTreeSet::new(),
+            room_again: None,
             clusters: HashMap::new(),
             memories: HashMap::new(),
             queue: Queue::new(),
             rounds: JoinSet::new(),
             running: HashMap::new(),
-            lists_missing: namespaces,
+            lists: Lists::new(&scope, BTreeSet::from([seen::WATCH])),
             scope,
             is_importing: false,
             imports_known: vec![false; namespaces],
@@ -164,8 +190,8 @@ impl Keeper {
 
     fn take(&mut self, change: Change, now: Duration) {
         match change {
-            Change::Synced => {
-                self.lists_missing = self.lists_missing.saturating_sub(1);
+            Change::List(listing) => {
+                self.lists.note(listing);
                 self.wake_all(now);
             }
             Change::Imports(true) if !self.is_importing => {
@@ -178,21 +204,33 @@ impl Keeper {
                 self.wake_all(now);
             }
             Change::Imports(_) => {}
-            Change::ImportsSynced(place) => {
-                if let Some(is_known) = self.imports_known.get_mut(place) {
-                    *is_known = true;
+            Change::ImportsList(listing) => {
+                if let Some(is_known) = self.imports_known.get_mut(listing.place) {
+                    *is_known = listing.complete;
                 }
                 self.wake_all(now);
             }
             Change::Gone(key) => {
                 if let Some(old) = self.rules.remove(&key) {
                     self.tools.objects(&old).dec();
+                    self.unkept.remove(&key);
+                    self.room.give_back(&old.cluster, old.body_bytes());
+                    self.gave_back(now);
                     self.leave(&old.cluster, &key, now);
+                }
+            }
+            Change::Again(key, object) => {
+                // Gone, changed, or kept meanwhile: what the watch shows, or will show, is looked at by itself.
+                let version = object.metadata.resource_version.clone().unwrap_or_default();
+                let waits = |seen: &&Arc<RuleSeen>| seen.lacks_room && seen.resource_version == version;
+                if self.rules.get(&key).filter(waits).is_some() {
+                    self.take(Change::Rule(key, object), now);
                 }
             }
             Change::Rule(key, object) => {
                 let before = self.rules.get(&key).cloned();
-                let seen = Arc::new(RuleSeen::read(&key, *object, before.as_deref()));
+                let seen = RuleSeen::read(&key, *object, before.as_deref());
+                let seen = self.kept(&key, seen, before.as_deref(), now);
                 self.tools.objects(&seen).inc();
                 if let Some(before) = before {
                     self.tools.objects(&before).dec();
@@ -210,11 +248,46 @@ impl Keeper {
 
     /// Whether all PrometheusRules of a namespace are known.
     fn knows_imports(&self, namespace: &str) -> bool {
-        let place = match &self.scope {
-            Scope::All => Some(0),
-            Scope::Namespaces(names) => names.iter().position(|name| name == namespace),
-        };
+        let place = self.scope.place(namespace);
         place.and_then(|place| self.imports_known.get(place)).is_some_and(|is_known| *is_known)
+    }
+
+    /// What is kept of an object in place of what was before.
+    fn kept(
+        &mut self,
+        key: &ObjectKey,
+        mut seen: RuleSeen,
+        before: Option<&RuleSeen>,
+        now: Duration,
+    ) -> Arc<RuleSeen> {
+        if let Some(before) = before {
+            self.room.give_back(&before.cluster, before.body_bytes());
+        }
+        if self.room.take(&seen.cluster, seen.body_bytes()) {
+            self.unkept.remove(key);
+        } else {
+            seen.drop_body();
+            self.unkept.insert(key.clone());
+        }
+        let is_less =
+            |before: &RuleSeen| before.cluster != seen.cluster || before.body_bytes() > seen.body_bytes();
+        if before.is_some_and(is_less) {
+            self.gave_back(now);
+        }
+        Arc::new(seen)
+    }
+
+    /// There is more room than before, for whatever found none.
+    fn gave_back(&mut self, now: Duration) {
+        if !self.unkept.is_empty() {
+            self.room_again.get_or_insert(now + ROOM_AGAIN);
+        }
+    }
+
+    /// The rules that found no room, to be read again.
+    fn take_unkept(&mut self) -> Vec<ObjectKey> {
+        self.room_again = None;
+        self.unkept.iter().cloned().collect()
     }
 
     fn leave(&mut self, cluster: &ObjectKey, rule: &ObjectKey, now: Duration) {
@@ -229,13 +302,22 @@ impl Keeper {
 
     /// When [`Self::start`] has something to do; `None` while it waits for something else.
     fn next_due(&self) -> Option<Duration> {
-        if self.lists_missing > 0 || self.running.len() >= ROUNDS_MAX { None } else { self.queue.next_due() }
+        if !self.lists.have_begun() || self.running.len() >= ROUNDS_MAX {
+            None
+        } else {
+            self.queue.next_due()
+        }
     }
 
     /// Starts what is due.
     fn start(&mut self, now: Duration) {
         while self.next_due().is_some() {
             let Some(cluster) = self.queue.next(now) else { return };
+            if !self.lists.is_known(&cluster.namespace) {
+                // All are woken when a list is complete.
+                self.queue.forget(&cluster);
+                continue;
+            }
             let pods = self.pods.pods(&cluster);
             let with_imports = self.knows_imports(&cluster.namespace);
             let names = self.clusters.get(&cluster).into_iter().flatten();

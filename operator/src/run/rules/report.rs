@@ -71,6 +71,7 @@ pub(super) async fn report(
             cluster: &rule.cluster.name,
             before,
             verdict: (*rule.verdict).as_ref().map_err(Vec::as_slice),
+            lacks_room: rule.lacks_room,
         };
         let delivery = Delivery {
             loaded: u32::try_from(loaded).unwrap_or(u32::MAX),

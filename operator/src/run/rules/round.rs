@@ -130,8 +130,8 @@ pub(super) async fn round(tools: &Tools, round: Round) -> (Memory, Again) {
     memory.forget(&rules);
     memory.has_conflict = false;
     if pods.is_none() && exists(tools, &cluster).await {
-        // It is there, and its pods are not known yet: nothing may be concluded from that.
-        return (memory, Again::Soon);
+        // It is there, and its pods are not known yet: nothing may be concluded from that. When they are, they wake it.
+        return (memory, Again::Recheck);
     }
     let held = match &pods {
         Some(_) => hold(tools, &rules, &mut memory).await,

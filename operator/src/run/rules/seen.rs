@@ -17,26 +17,34 @@ use tokio::task::JoinSet;
 
 use super::super::Scope;
 use super::super::follow::{Need, Outlet, follow};
+use super::super::lists::Listing;
 use super::super::pods::ObjectKey;
 use super::super::telemetry::{Health, Metrics};
+use super::room::{CLUSTER_BYTES_MAX, TOTAL_BYTES_MAX};
 
 /// Keeps an object until no pod has its rules any more.
 pub(super) const FINALIZER: &str = "certeus.io/rules";
 
 /// Objects of one page of a list: a rule may have a megabyte and more.
 const PAGE_OBJECTS: u32 = 10;
+/// Mistakes of an object that are kept; its status tells fewer.
+const ERRORS_MAX: usize = 32;
+/// Of each, and of where it is.
+const ERROR_BYTES_MAX: usize = 1024;
 
 /// One thing that became different.
 #[derive(Debug)]
 pub(super) enum Change {
     Rule(ObjectKey, Box<DynamicObject>),
+    /// An object that was read again: older or newer than what the watch has shown, perhaps.
+    Again(ObjectKey, Box<DynamicObject>),
     Gone(ObjectKey),
-    /// The first list of one watch of AlertRules is complete.
-    Synced,
+    /// How the list of one watch of AlertRules fares.
+    List(Listing),
     /// Whether the API server knows PrometheusRules.
     Imports(bool),
-    /// The first list of PrometheusRules is complete, of this one of the watched namespaces.
-    ImportsSynced(usize),
+    /// How the list of one watch of PrometheusRules fares.
+    ImportsList(Listing),
 }
 
 /// Where rules come from.
@@ -60,6 +68,8 @@ pub(super) struct RuleSeen {
     pub(super) cluster: ObjectKey,
     /// What pods get, or what is wrong.
     pub(super) verdict: Arc<Result<Accepted, Vec<FieldError>>>,
+    /// Nothing is wrong with it, but there was no room to keep it.
+    pub(super) lacks_room: bool,
     pub(super) status: Option<AlertRuleStatus>,
 }
 
@@ -81,7 +91,8 @@ impl RuleSeen {
         };
         let uid = metadata.uid.unwrap_or_default();
         let generation = metadata.generation.unwrap_or_default();
-        let known = before.filter(|before| before.uid == uid && before.generation == generation);
+        let same = |before: &&Self| before.uid == uid && before.generation == generation;
+        let known = before.filter(same).filter(|before| !before.lacks_room);
         Self {
             origin,
             resource_version: metadata.resource_version.unwrap_or_default(),
@@ -92,11 +103,28 @@ impl RuleSeen {
             verdict: match (known, origin) {
                 (Some(before), _) => Arc::clone(&before.verdict),
                 (None, Origin::AlertRule) => Arc::new(checked(&object)),
-                (None, Origin::PrometheusRule) => Arc::new(import(object)),
+                (None, Origin::PrometheusRule) => Arc::new(import(object).map_err(kept)),
             },
             uid,
             generation,
+            lacks_room: false,
         }
+    }
+
+    /// The bytes that are kept to be sent.
+    pub(super) fn body_bytes(&self) -> usize {
+        (*self.verdict).as_ref().map_or(0, |accepted| accepted.body.len())
+    }
+
+    /// Without what there is no room for. Pods keep an earlier generation.
+    pub(super) fn drop_body(&mut self) {
+        let problem = format!(
+            "these {} bytes find no room beside the rules that are kept already: {CLUSTER_BYTES_MAX} bytes for one cluster, \
+             {TOTAL_BYTES_MAX} for all of them; they are tried again when others are removed or made smaller",
+            self.body_bytes()
+        );
+        self.verdict = Arc::new(Err(vec![FieldError::new("spec", problem)]));
+        self.lacks_room = true;
     }
 
     /// Whether it has our finalizer.
@@ -107,8 +135,48 @@ impl RuleSeen {
 
 fn checked(object: &DynamicObject) -> Result<Accepted, Vec<FieldError>> {
     let value = serde_json::to_value(object).map_err(|error| vec![FieldError::new("", error.to_string())])?;
-    validate(&AlertRule::read(value)?)
+    AlertRule::read(value).and_then(|rule| validate(&rule)).map_err(kept)
 }
+
+/// Mistakes as far as they are worth keeping: they may be many and quote an object of more than a megabyte.
+fn kept(mut errors: Vec<FieldError>) -> Vec<FieldError> {
+    errors.truncate(ERRORS_MAX);
+    for FieldError { path, problem } in &mut errors {
+        for text in [path, problem] {
+            text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+            text.shrink_to_fit();
+        }
+    }
+    errors.shrink_to_fit();
+    errors
+}
+
+/// Reads objects again; false if one could not be had. Those that are gone are left to the watch.
+pub(super) async fn read_again(client: Client, keys: Vec<ObjectKey>, changes: mpsc::Sender<Change>) -> bool {
+    let mut complete = true;
+    for key in keys {
+        let (kind, name) = match name_of_imported(&key.name) {
+            Some(name) => (prometheus_rule_resource(), name),
+            None => (ApiResource::erase::<AlertRule>(&()), &*key.name),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &kind);
+        match api.get_opt(name).await {
+            Ok(Some(object)) => {
+                // Whoever does not take it has ended.
+                let _taken = changes.send(Change::Again(key, Box::new(object))).await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(rule = %key, reason = %error, "rules cannot be read again");
+                complete = false;
+            }
+        }
+    }
+    complete
+}
+
+/// The name of the watch of AlertRules.
+pub(super) const WATCH: &str = "alertrules";
 
 /// Starts the watches of rules.
 pub(super) struct Watching {
@@ -123,11 +191,9 @@ impl Watching {
     /// One task for each watched namespace.
     pub(super) fn start(&self, origin: Origin, tasks: &mut JoinSet<()>) {
         let config = watcher::Config::default().page_size(PAGE_OBJECTS);
-        let (name, need, kind, config, synced): (_, _, _, _, fn(usize) -> Change) = match origin {
+        let (name, need, kind, config, listing): (_, _, _, _, fn(Listing) -> Change) = match origin {
             Origin::AlertRule => {
-                ("alertrules", Need::Required, ApiResource::erase::<AlertRule>(&()), config, |_| {
-                    Change::Synced
-                })
+                (WATCH, Need::Required, ApiResource::erase::<AlertRule>(&()), config, Change::List)
             }
             // Their definition, or the right to read them, may be missing: that must not end the process.
             Origin::PrometheusRule => (
@@ -135,7 +201,7 @@ impl Watching {
                 Need::Helpful,
                 prometheus_rule_resource(),
                 config.labels(CLUSTER_LABEL),
-                Change::ImportsSynced,
+                Change::ImportsList,
             ),
         };
         for (place, namespace) in self.scope.namespaces().into_iter().enumerate() {
@@ -144,8 +210,7 @@ impl Watching {
                 Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind),
             };
             let Self { changes, metrics, health, client: _, scope: _ } = self;
-            let (changes, metrics, health) = (changes.clone(), Arc::clone(metrics), Arc::clone(health));
-            let outlet = Outlet { changes, metrics, health, place, synced: Some(synced) };
+            let outlet = Outlet::new(changes, metrics, health, (place, namespace), listing);
             let change = move |key: ObjectKey, object: Option<Box<DynamicObject>>| {
                 let key = match origin {
                     Origin::AlertRule => key,

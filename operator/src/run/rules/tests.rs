@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::round::Again;
-use super::seen::Change;
+use super::seen::{Change, WATCH};
 use super::{Keeper, clock};
 use crate::run::Scope;
+use crate::run::lists::Listing;
 use crate::run::pods::{ObjectKey, PodDirectory};
 use world::{FakePod, World};
 
@@ -227,7 +228,7 @@ async fn without_its_cluster_a_rule_waits_and_says_so() {
     let mut world = World::new();
     world.create("a", VALID);
     world.forget_pods();
-    assert_eq!(world.round().await, Again::Soon, "the cluster is there, its pods are not known yet");
+    assert_eq!(world.round().await, Again::Recheck, "the cluster is there, its pods are not known yet");
     assert_eq!(world.take_writes(), Vec::<String>::new());
     world.remove_cluster();
     assert_eq!(world.round().await, Again::Rarely);
@@ -353,21 +354,72 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
                 keeper.finished(ended, clock::now());
             }
         };
-        settle(vec![Change::Synced]).await;
+        let complete = |watch, place| Listing { watch, place, complete: true };
+        settle(vec![Change::List(complete(WATCH, 0))]).await;
         assert_eq!(pod.has().len(), 2, "AlertRules of one namespace are not known yet");
-        settle(vec![Change::Synced]).await;
+        settle(vec![Change::List(complete(WATCH, 1))]).await;
         assert_eq!(pod.has(), names([("prometheusrule..left", 1)]), "AlertRules wait for nothing else");
         if comes_later {
-            settle(vec![Change::Imports(true), Change::ImportsSynced(0), Change::Imports(true)]).await;
+            let imports = |place| complete("prometheusrules", place);
+            settle(vec![Change::Imports(true), Change::ImportsList(imports(0)), Change::Imports(true)]).await;
             assert_eq!(
                 pod.has(),
                 names([("prometheusrule..left", 1)]),
                 "those of another namespace are known"
             );
-            settle(vec![Change::ImportsSynced(1)]).await;
+            settle(vec![Change::ImportsList(imports(1))]).await;
         } else {
             settle(vec![Change::Imports(false)]).await;
         }
         assert!(pod.has().is_empty(), "comes later: {comes_later}");
     }
+}
+
+#[tokio::test]
+async fn rules_that_find_no_room_say_so_and_are_taken_when_there_is_some() {
+    let mut keeper = Keeper::new(World::new().tools.clone(), PodDirectory::new(), Scope::All);
+    let now = Duration::from_secs(1);
+    let rule = |number: usize, bytes: usize| {
+        // As many writes as there are bytes: each size is another version.
+        let version = (number * 10_000_000 + bytes).to_string();
+        let rule =
+            json!({ "alert": "Down", "expr": "up == 0", "annotations": { "summary": "x".repeat(bytes) } });
+        let name = format!("a{number}");
+        let object = json!({
+            "apiVersion": "certeus.io/v1alpha1", "kind": "AlertRule",
+            "metadata": { "name": name, "namespace": "ns", "uid": format!("u-{number}"), "generation": 1, "resourceVersion": version },
+            "spec": { "clusterRef": { "name": "demo" },
+                "groups": [{ "name": "g", "interval": "15s", "rules": [rule] }] }
+        });
+        (ObjectKey::new("ns", &name), Box::new(serde_json::from_value(object).unwrap()))
+    };
+    let put = |keeper: &mut Keeper, number, bytes| {
+        let (key, object) = rule(number, bytes);
+        keeper.take(Change::Rule(key.clone(), object), now);
+        keeper.rules[&key].lacks_room
+    };
+    // Eight of a megabyte fill the room of the cluster.
+    for number in 0..8 {
+        assert!(!put(&mut keeper, number, 1_000_000));
+    }
+    assert!(put(&mut keeper, 8, 1_000_000));
+    assert!(!put(&mut keeper, 9, 1000), "a smaller one fits");
+    let (key, object) = rule(8, 1_000_000);
+    assert!(keeper.rules[&key].verdict.as_ref().as_ref().unwrap_err()[0].problem.contains("no room"));
+    assert_eq!((keeper.rules[&key].body_bytes(), keeper.room_again), (0, None));
+    keeper.take(Change::Again(key.clone(), object.clone()), now);
+    assert!(keeper.rules[&key].lacks_room);
+    // One goes, one gets smaller: then there is room.
+    keeper.take(Change::Gone(rule(0, 0).0), now);
+    assert!(keeper.room_again.is_some());
+    assert_eq!(keeper.take_unkept(), vec![key.clone()]);
+    keeper.take(Change::Again(key.clone(), rule(8, 10).1), now);
+    assert!(keeper.rules[&key].lacks_room, "not what the watch has shown");
+    keeper.take(Change::Again(key.clone(), object.clone()), now);
+    assert!(!keeper.rules[&key].lacks_room && keeper.rules[&key].verdict.is_ok());
+    assert_eq!((keeper.take_unkept(), keeper.room_again), (vec![], None));
+    // What was deleted while it was read again stays deleted.
+    keeper.take(Change::Gone(key.clone()), now);
+    keeper.take(Change::Again(key.clone(), object), now);
+    assert!(!keeper.rules.contains_key(&key));
 }

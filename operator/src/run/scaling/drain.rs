@@ -4,7 +4,7 @@
 //! Owns who is asked what and when. Never reads a clock, never talks to a pod: the driver carries out the [`Request`]s and
 //! hands back the replies. Promises: no pod is released that may hold something; a pod that does not drain hinders neither
 //! growth nor other pods; at most one request per pod is under way; a drain that is no longer wanted is taken back.
-//! Read next: `core.rs`.
+//! Read next: `volumes.rs`, `core.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use certeus_autoscale::PodPhase;
 use certeus_operator::decide::Scrapes;
 use serde::Deserialize;
 
+use super::volumes::Volumes;
 use crate::run::pods::PodSeen;
 
 /// A full queue and a slow database take a pod this long at most; past it the drain counts as stuck. The pod goes on with it.
@@ -24,6 +25,8 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 const STRAY_AFTER: Duration = Duration::from_secs(30);
 /// A drained pod that gives no sign this often in a row is no longer taken for drained.
 const SILENT_MAX: u32 = 3;
+/// Three times a pod's grace period: nobody ends it any more, as its node is gone.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What a pod is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +50,8 @@ pub(super) struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct PodDrain {
     pub(super) state: PodState,
-    /// Requests that only a pod which serves can bring to the database.
-    #[serde(default)]
-    pub(super) spool_records: u64,
+    /// Requests that only a pod which serves can bring to the database; `None` if it does not know either.
+    pub(super) spool_records: Option<u64>,
 }
 
 /// How far a pod is.
@@ -79,7 +81,7 @@ pub(super) type Reply = Result<PodDrain, NoReply>;
 pub(crate) enum DrainState {
     /// Not asked yet: requests wait in its spool, and only while it serves do they get to the database.
     Spooled,
-    /// It answers no scrape, so nobody knows what it holds.
+    /// It answers no scrape, or does not say what is in its spool, so nobody knows what it holds.
     Unknown,
     /// It finishes what it admitted.
     Draining,
@@ -93,23 +95,30 @@ pub(crate) enum DrainState {
     Cancelling,
     /// It is being deleted already.
     Leaving,
-    /// No process of it runs.
+    /// It is being deleted, and has not gone in [`LEAVE_TIMEOUT`].
+    Hanging,
+    /// No process of it runs, and its volume is empty.
     Absent,
+    /// No process of it runs, and its volume holds requests, or may hold some.
+    Down,
 }
 
 impl DrainState {
     fn is_released(self) -> bool {
         matches!(self, Self::Drained | Self::Absent)
     }
-}
 
-impl DrainState {
+    /// It will not end without somebody's help.
+    pub(crate) fn needs_help(self) -> bool {
+        matches!(self, Self::Stuck | Self::Down | Self::Hanging)
+    }
+
     /// What the pod waits for, or what went wrong; `None` while all goes as it should.
     pub(super) fn message(self) -> Option<String> {
         let message = match self {
             Self::Draining | Self::Drained | Self::Leaving | Self::Absent => return None,
             Self::Spooled => "holds spooled requests, and serves until the database has them".to_owned(),
-            Self::Unknown => "does not answer, and stays until it does".to_owned(),
+            Self::Unknown => "does not say what it holds, and stays until it does".to_owned(),
             Self::Refused(Some(status)) => {
                 format!("does not agree to drain (status {status}), and is asked again")
             }
@@ -118,6 +127,13 @@ impl DrainState {
                 format!("has not drained within {} s, and stays until it has", DRAIN_TIMEOUT.as_secs())
             }
             Self::Cancelling => "is needed after all, and returns to service".to_owned(),
+            Self::Hanging => "is being deleted and does not end: if its node is gone for good, delete the Node, or \
+                              the pod with --force"
+                .to_owned(),
+            Self::Down => "does not run, and its spool holds requests or may hold some: it stays until it runs again \
+                           and the database has them. To remove it all the same, scale the StatefulSet by hand; \
+                           its volume stays"
+                .to_owned(),
         };
         Some(message)
     }
@@ -208,8 +224,7 @@ pub(super) struct View<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Drains {
     drains: BTreeMap<u32, Drain>,
-    /// Requests that were in a pod's spool when it last answered, if any. The volume outlives the pod's process.
-    spooled: BTreeMap<u32, u64>,
+    volumes: Volumes,
     /// Pods that drain though nobody here asked them to, and since when.
     strays: BTreeMap<u32, Duration>,
     ended: Vec<DrainEnd>,
@@ -219,7 +234,7 @@ impl Drains {
     /// Steps towards what is wanted. Calling it again before a reply asks for nothing more.
     pub(super) fn step(&mut self, now: Duration, view: View<'_>) -> Vec<Request> {
         let View { pods, scrapes, target, replicas, frozen } = view;
-        self.note_spools(pods, scrapes, replicas);
+        self.volumes.observe(now, pods, scrapes, replicas);
         let victims = if frozen { replicas..replicas } else { target..replicas };
         let mut requests = Vec::new();
         // Those that the StatefulSet removes are its own concern.
@@ -241,27 +256,6 @@ impl Drains {
         requests
     }
 
-    fn note_spools(&mut self, pods: &[PodSeen], scrapes: &Scrapes, replicas: u32) {
-        self.spooled.retain(|ordinal, _| *ordinal < replicas);
-        for pod in pods {
-            // More than 2^53 of them do not fit on a volume.
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "read as at least zero"
-            )]
-            match scrapes.latest(pod.ordinal).map(|sample| sample.spool_records) {
-                Ok(Ok(records)) if records > 0.0 => {
-                    self.spooled.insert(pod.ordinal, records as u64);
-                }
-                Ok(Ok(_none)) => {
-                    self.spooled.remove(&pod.ordinal);
-                }
-                Ok(Err(_)) | Err(_) => {}
-            }
-        }
-    }
-
     fn step_victim(
         &mut self,
         now: Duration,
@@ -269,7 +263,7 @@ impl Drains {
         pod: Option<&PodSeen>,
         scrapes: &Scrapes,
     ) -> Option<Ask> {
-        let spooled = self.spooled.contains_key(&ordinal);
+        let spooled = self.volumes.is_spooled(ordinal);
         let uid = pod.map_or("", |pod| pod.uid.as_str());
         let is_other = |drain: &mut Drain| !uid.is_empty() && !drain.uid.is_empty() && drain.uid != uid;
         if self.drains.get_mut(&ordinal).is_some_and(is_other) {
@@ -277,16 +271,19 @@ impl Drains {
         }
         let drain = self.drains.entry(ordinal).or_insert_with(|| Drain::new(uid, DrainState::Unknown, now));
         match pod.map_or(PodPhase::Failed, |pod| pod.phase) {
-            // Without a process there is nothing to ask. The volume is kept whatever is on it, and what is on it counts
-            // where it is known.
+            // Without a process there is nothing to ask. The volume is kept, but what is on it would wait unseen.
             PodPhase::Pending | PodPhase::Failed => {
                 drain.asked = false;
-                drain.enter(if spooled { DrainState::Spooled } else { DrainState::Absent }, now);
+                let empty = self.volumes.is_empty(ordinal);
+                drain.enter(if empty { DrainState::Absent } else { DrainState::Down }, now);
                 return None;
             }
             PodPhase::Draining => {
-                if drain.state != DrainState::Drained {
-                    drain.enter(DrainState::Leaving, now);
+                let hangs = now.saturating_sub(drain.since) >= LEAVE_TIMEOUT;
+                match drain.state {
+                    DrainState::Drained | DrainState::Hanging => {}
+                    DrainState::Leaving if hangs => drain.enter(DrainState::Hanging, now),
+                    _ => drain.enter(DrainState::Leaving, now),
                 }
                 return None;
             }
@@ -309,7 +306,9 @@ impl Drains {
             | DrainState::Spooled
             | DrainState::Cancelling
             | DrainState::Leaving
-            | DrainState::Absent => match scrapes.latest(ordinal) {
+            | DrainState::Hanging
+            | DrainState::Absent
+            | DrainState::Down => match scrapes.latest(ordinal) {
                 Err(_) => {
                     drain.enter(DrainState::Unknown, now);
                     None
@@ -320,6 +319,11 @@ impl Drains {
                     drain.serve_first = sample.draining == Ok(1.0);
                     drain.asked |= drain.serve_first;
                     (drain.serve_first && now >= drain.retry_at).then_some(Ask::Cancel)
+                }
+                // Its spool cannot be read. Drained it could not be told from one that is empty.
+                Ok(sample) if sample.spool_records.is_err() => {
+                    drain.enter(DrainState::Unknown, now);
+                    None
                 }
                 Ok(_) => (now >= drain.retry_at).then_some(Ask::Drain),
             },
@@ -406,7 +410,7 @@ impl Drains {
             // Its answer came after the decision to take the drain back.
             (Ask::Drain | Ask::Look, DrainState::Cancelling) => {}
             (Ask::Drain | Ask::Look, state) => match reply {
-                Ok(PodDrain { state: PodState::Drained, spool_records: 0 }) => {
+                Ok(PodDrain { state: PodState::Drained, spool_records: Some(0) }) => {
                     drain.failures = 0;
                     if state != DrainState::Drained {
                         self.ended.push(DrainEnd::Drained);

@@ -10,6 +10,7 @@ mod metrics;
 mod pace;
 mod publish;
 mod task;
+mod volumes;
 
 #[cfg(test)]
 mod fixtures;
@@ -29,7 +30,7 @@ use super::clock;
 use super::pods::PodSeen;
 use super::telemetry::Metrics;
 
-pub(crate) use drain::DrainState;
+use drain::DrainState;
 pub(crate) use metrics::ScalingMetrics;
 
 /// A pod that is to go, or that comes back.

@@ -1,5 +1,6 @@
 //! Whether the operator does its work. Watches, lease and controller report here; the server asks.
-//! Liveness follows progress: a watch that has failed for long, or a controller that stopped turning, ends the process.
+//! Liveness follows progress: a watch that has failed for long, or a controller that stopped turning, ends the process. A watch that
+//! the API server refuses does not: a new process would be refused, too. It is told beside being ready.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,10 @@ use std::time::Duration;
 /// A watch that has failed for this long without any success is taken for stuck. API servers are upgraded within a minute or
 /// two, and a restart of the operator would not help meanwhile.
 const WATCH_FAILING_MAX: Duration = Duration::from_secs(180);
+/// A watch that fails says so again within this time: pauses end at 60 s, and a request is given up after 25 s. One that works again may
+/// have nothing to tell.
+const FAILURE_GAP_MAX: Duration = Duration::from_secs(120);
+const _: () = assert!(FAILURE_GAP_MAX.as_secs() < WATCH_FAILING_MAX.as_secs());
 /// The controller and the lease report at least every few seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -28,6 +33,14 @@ struct Progress {
     last: Duration,
     failing_since: Option<Duration>,
     failure: String,
+    /// It has no right to what it is there for.
+    refused: bool,
+}
+
+impl Progress {
+    fn at(now: Duration) -> Self {
+        Self { last: now, failing_since: None, failure: String::new(), refused: false }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,21 +65,32 @@ impl Health {
 
     /// `source` did what it is there for.
     pub(crate) fn progress(&self, source: Source, now: Duration) {
-        let progress = Progress { last: now, failing_since: None, failure: String::new() };
-        self.lock().sources.insert(source, progress);
+        self.lock().sources.insert(source, Progress::at(now));
     }
 
     /// `source` tried and failed.
     pub(crate) fn failure(&self, source: Source, now: Duration, failure: String) {
         let mut state = self.lock();
-        let progress = state.sources.entry(source).or_insert(Progress {
-            last: now,
-            failing_since: None,
-            failure: String::new(),
-        });
-        progress.last = now;
-        progress.failing_since.get_or_insert(now);
-        progress.failure = failure;
+        let progress = state.sources.entry(source).or_insert_with(|| Progress::at(now));
+        let went_on = now.saturating_sub(progress.last) <= FAILURE_GAP_MAX;
+        let failing_since = Some(progress.failing_since.filter(|_| went_on).unwrap_or(now));
+        *progress = Progress { failing_since, failure, ..Progress::at(now) };
+    }
+
+    /// `source` may not do what it is there for.
+    pub(crate) fn refused(&self, source: Source, now: Duration, why: String) {
+        self.lock().sources.insert(source, Progress { failure: why, refused: true, ..Progress::at(now) });
+    }
+
+    /// What is refused, in words.
+    pub(crate) fn refusals(&self) -> Vec<String> {
+        let state = self.lock();
+        state
+            .sources
+            .values()
+            .filter(|progress| progress.refused)
+            .map(|progress| progress.failure.clone())
+            .collect()
     }
 
     /// `source` has ended on purpose.
@@ -87,6 +111,7 @@ impl Health {
                 // A quiet watch is a healthy one: an idle cluster has no events.
                 if let Some(since) = progress.failing_since
                     && now.saturating_sub(since) > WATCH_FAILING_MAX
+                    && now.saturating_sub(progress.last) <= FAILURE_GAP_MAX
                 {
                     let seconds = now.saturating_sub(since).as_secs();
                     return Err(format!(
@@ -126,7 +151,8 @@ mod tests {
         let pods = Source::Watch("pods", 0);
         health.progress(pods, at(0));
         assert_eq!(health.live(at(100_000)), Ok(()));
-        health.failure(pods, at(100_000), "forbidden".to_owned());
+        health.failure(pods, at(100_000), "reset".to_owned());
+        health.failure(pods, at(100_060), "reset".to_owned());
         health.failure(pods, at(100_170), "refused".to_owned());
         health.progress(Source::Watch("pods", 1), at(100_170));
         assert_eq!(health.live(at(100_180)), Ok(()));
@@ -134,6 +160,32 @@ mod tests {
         assert_eq!(told, "the watch of pods has failed for 181 s: refused");
         health.progress(pods, at(100_182));
         assert_eq!(health.live(at(100_182)), Ok(()));
+    }
+
+    /// A watch that is taken up again says nothing until something changes.
+    #[test]
+    fn a_watch_that_failed_once_and_fell_silent_works_again() {
+        let health = Health::new();
+        let pods = Source::Watch("pods", 0);
+        health.failure(pods, at(1000), "reset".to_owned());
+        assert_eq!(health.live(at(1400)), Ok(()));
+        health.failure(pods, at(1400), "reset".to_owned());
+        assert_eq!(health.live(at(1500)), Ok(()), "it has not failed since the first time");
+    }
+
+    #[test]
+    fn what_is_refused_ends_no_process_and_is_told() {
+        let health = Health::new();
+        health.wait_for(None);
+        let pods = Source::Watch("pods", 1);
+        health.failure(pods, at(900), "reset".to_owned());
+        for second in [1000, 1050, 1100, 1200] {
+            health.refused(pods, at(second), "forbidden".to_owned());
+        }
+        assert_eq!((health.live(at(1201)), health.ready(at(1201))), (Ok(()), Ok(())));
+        assert_eq!(health.refusals(), ["forbidden"]);
+        health.progress(pods, at(1300));
+        assert_eq!(health.refusals(), [""; 0]);
     }
 
     #[test]

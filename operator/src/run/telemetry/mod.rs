@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     pub(crate) watch_events: IntCounterVec,
     /// By `watch`.
     pub(crate) watch_errors: IntCounterVec,
+    /// Watched namespaces in which the API server refuses a watch, by `watch`.
+    pub(crate) watch_refused: IntGaugeVec,
     /// Unix time of the last event, by `watch`.
     pub(crate) watch_last_event: IntGaugeVec,
     /// 1 while this process holds the lease.
@@ -94,6 +96,16 @@ impl Metrics {
             clusters: gauge("ledger_clusters", "LedgerClusters that exist.")?,
             watch_events: counters("watch_events_total", "Events received by watches.", &["watch"])?,
             watch_errors: counters("watch_errors_total", "Failures of watches.", &["watch"])?,
+            watch_refused: registered(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "watch_refused_namespaces",
+                        "Watched namespaces in which the API server refuses a watch.",
+                    ),
+                    &["watch"],
+                )?,
+            )?,
             watch_last_event: registered(
                 &registry,
                 IntGaugeVec::new(

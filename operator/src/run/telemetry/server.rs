@@ -87,7 +87,7 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, state: &State) -> 
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
         (&Method::GET, "/healthz") => told(state.health.live(clock::now())),
-        (&Method::GET, "/readyz") => told(state.health.ready(clock::now())),
+        (&Method::GET, "/readyz") => ready(state.health.ready(clock::now()), &state.health.refusals()),
         (&Method::GET, "/loglevel") => match state.level.current() {
             Ok(level) => text(StatusCode::OK, format!("{level}\n")),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -127,6 +127,16 @@ fn told(health: Result<(), String>) -> Response<Full<Bytes>> {
         Ok(()) => text(StatusCode::OK, "ok\n"),
         Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
+}
+
+/// What is refused in some namespaces is told, and keeps nobody from being ready for the others.
+fn ready(ready: Result<(), String>, refusals: &[String]) -> Response<Full<Bytes>> {
+    let (status, first) = match ready {
+        Ok(()) => (StatusCode::OK, "ok".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    };
+    let lines: Vec<&str> = std::iter::once(&first).chain(refusals).map(String::as_str).collect();
+    text(status, lines.join("\n") + "\n")
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -25,6 +25,8 @@ enum Manner {
     Stuck,
     /// Does not agree to drain.
     Refusing,
+    /// Cannot read its spool.
+    Unread,
 }
 
 #[derive(Clone, Debug)]
@@ -36,7 +38,9 @@ struct SimPod {
     state: PodState,
     /// Ends its drain or its restart.
     until: Duration,
+    /// Its process runs.
     ready: bool,
+    has_run: bool,
 }
 
 /// A cluster and its operator.
@@ -52,6 +56,8 @@ struct Sim {
     /// The database replays spools.
     database: bool,
     held: bool,
+    /// A pod that is being deleted, and does not end.
+    leaving: Option<u32>,
     /// Ordinals in the order they were asked to drain.
     drained: Vec<u32>,
     removed_with_spool: usize,
@@ -71,6 +77,7 @@ impl Sim {
             load,
             database: true,
             held: false,
+            leaving: None,
             drained: Vec::new(),
             removed_with_spool: 0,
             wakes: 0,
@@ -106,6 +113,7 @@ impl Sim {
                     state: PodState::Serving,
                     until: START,
                     ready: true,
+                    has_run: true,
                 }
             });
         }
@@ -118,8 +126,12 @@ impl Sim {
         let seen = |(ordinal, sim): (&u32, &SimPod)| {
             let mut seen = pod(*ordinal);
             seen.uid.clone_from(&sim.uid);
+            seen.has_run = sim.has_run;
             if !sim.ready {
                 seen.phase = PodPhase::Pending;
+            }
+            if self.leaving == Some(*ordinal) {
+                seen.phase = PodPhase::Draining;
             }
             seen
         };
@@ -153,7 +165,7 @@ impl Sim {
     fn tick(&mut self) {
         self.now += SECOND;
         let share = (self.load / self.serving()).min(1.0);
-        for pod in self.pods.values_mut() {
+        for pod in self.pods.values_mut().filter(|pod| pod.ready) {
             if pod.state == PodState::Serving {
                 pod.cpu_seconds += share;
                 pod.spool = if self.database { 0 } else { pod.spool };
@@ -172,7 +184,7 @@ impl Sim {
     }
 
     fn turn(&mut self) {
-        for pod in self.pods.values() {
+        for pod in self.pods.values().filter(|pod| pod.ready) {
             let page = Page {
                 uptime_seconds: self.now.as_secs_f64(),
                 cpu_seconds: pod.cpu_seconds,
@@ -181,9 +193,13 @@ impl Sim {
                 spool: pod.spool,
                 draining: pod.state != PodState::Serving,
             };
+            let mut page = page.text();
+            if pod.manner == Manner::Unread {
+                page = page.replace("spool_records 0", "spool_records NaN");
+            }
             let scrape = match pod.manner {
                 Manner::Silent => Err(MissingReason::Unreachable),
-                _ => Ok(decide::parse(self.now, &page.text())),
+                _ => Ok(decide::parse(self.now, &page)),
             };
             self.core.scraped(&pod.uid, scrape);
         }
@@ -221,7 +237,7 @@ impl Sim {
             },
             (Ask::Drain | Ask::Look, _) => {}
         }
-        Ok(PodDrain { state: pod.state, spool_records: pod.spool })
+        Ok(PodDrain { state: pod.state, spool_records: Some(pod.spool) })
     }
 
     fn run(&mut self, seconds: u32) {
@@ -379,11 +395,121 @@ fn a_victim_that_is_silent_is_not_removed_either() {
     sim.run(600);
     assert_eq!(sim.count(), 3);
     assert_eq!(sim.drains()[1], ("demo-2".into(), DrainState::Unknown));
-    // One without a process is.
+    // Nor is one whose process ends unheard.
     sim.pods.get_mut(&2).unwrap().ready = false;
     sim.reconcile();
+    sim.run(600);
+    assert_eq!((sim.count(), &sim.drains()[1].1), (3, &DrainState::Down));
+}
+
+const ONE: &str = "autoscaling: { enabled: false }\n  replicas: 1";
+
+/// A cluster that is to shrink from three pods to one, under a new operator, while pod 2 has no process.
+fn new_operator(change: impl FnOnce(&mut SimPod)) -> Sim {
+    let mut sim = Sim::new("autoscaling: { enabled: false }\n  replicas: 3", 3, 0.1);
+    sim.run(5);
+    let pod = sim.pods.get_mut(&2).unwrap();
+    pod.ready = false;
+    change(pod);
+    sim.cluster = shared_cluster(ONE);
+    sim.restart();
+    sim
+}
+
+#[test]
+fn a_victim_whose_spool_a_new_operator_never_saw_stays_until_it_ran() {
+    let mut sim = new_operator(|pod| pod.spool = 7);
+    sim.run(600);
+    assert_eq!((sim.count(), sim.removed_with_spool), (3, 0));
+    let told = sim.core.advice().draining;
+    // The one below it has drained meanwhile.
+    assert_eq!(sim.drains(), [("demo-1".into(), DrainState::Drained), ("demo-2".into(), DrainState::Down)]);
+    assert!(told[1].state.needs_help() && told[1].message.as_ref().unwrap().contains("does not run"));
+    // A pod that takes its place and does not run either tells nothing.
+    let pod = sim.pods.get_mut(&2).unwrap();
+    (pod.uid, pod.has_run) = ("another".to_owned(), false);
+    sim.reconcile();
+    sim.run(60);
+    assert_eq!(sim.count(), 3);
+    // Growth does not wait for it.
+    sim.configure("autoscaling: { enabled: false }\n  replicas: 5");
+    assert_eq!(sim.count(), 5);
+    sim.configure(ONE);
+    let pod = sim.pods.get_mut(&2).unwrap();
+    (pod.ready, pod.has_run) = (true, true);
+    sim.reconcile();
+    sim.run(60);
+    assert_eq!((sim.count(), sim.removed_with_spool), (1, 0));
+}
+
+#[test]
+fn a_victim_that_cannot_read_its_spool_is_not_asked_to_drain() {
+    let mut sim = new_operator(|pod| (pod.ready, pod.manner) = (true, Manner::Unread));
+    sim.run(60);
+    assert_eq!(
+        (sim.count(), &sim.drains()[1].1, sim.drained.as_slice()),
+        (3, &DrainState::Unknown, &[1][..])
+    );
+    sim.pods.get_mut(&2).unwrap().manner = Manner::Healthy;
     sim.run(10);
     assert_eq!(sim.count(), 1);
+}
+
+#[test]
+fn a_victim_that_never_ran_goes_at_once() {
+    let mut sim = new_operator(|pod| pod.has_run = false);
+    sim.run(10);
+    assert_eq!(sim.count(), 1);
+}
+
+#[test]
+fn a_victim_that_is_not_there_goes_only_if_this_operator_knows_of_it() {
+    let mut sim = new_operator(|_| {});
+    sim.pods.remove(&2);
+    sim.reconcile();
+    sim.run(60);
+    assert_eq!((sim.count(), &sim.drains()[1].1), (3, &DrainState::Down));
+    // The way out by hand.
+    sim.follow(1);
+    sim.reconcile();
+    sim.run(10);
+    assert_eq!((sim.count(), sim.drains()), (1, vec![]));
+    // A quota keeps new pods from being made.
+    sim.configure("autoscaling: { enabled: false }\n  replicas: 4");
+    sim.pods.retain(|ordinal, _| *ordinal < 1);
+    sim.reconcile();
+    sim.run(10);
+    sim.configure(ONE);
+    sim.run(10);
+    assert_eq!(sim.count(), 1);
+}
+
+#[test]
+fn a_victim_that_was_empty_when_it_was_heard_last_goes_without_a_process() {
+    let mut sim = Sim::new("autoscaling: { enabled: false }\n  replicas: 3", 3, 0.1);
+    for (silence, kept) in [(5, 2), (60, 3)] {
+        sim.follow(3);
+        sim.configure("autoscaling: { enabled: false }\n  replicas: 3");
+        sim.run(10);
+        sim.pods.get_mut(&2).unwrap().manner = Manner::Silent;
+        sim.run(silence);
+        sim.pods.get_mut(&2).unwrap().ready = false;
+        sim.configure("autoscaling: { enabled: false }\n  replicas: 2");
+        sim.run(60);
+        assert_eq!(sim.count(), kept, "{silence} s of silence");
+    }
+}
+
+#[test]
+fn a_victim_that_does_not_end_is_told() {
+    let mut sim = new_operator(|_| {});
+    sim.leaving = Some(2);
+    sim.reconcile();
+    sim.run(60);
+    assert_eq!(sim.drains()[1].1, DrainState::Leaving);
+    sim.run(180);
+    assert_eq!((sim.count(), &sim.drains()[1].1), (3, &DrainState::Hanging));
+    assert!(sim.core.advice().draining[1].state.needs_help());
 }
 
 #[test]
