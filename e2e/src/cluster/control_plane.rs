@@ -157,6 +157,8 @@ impl ControlPlane {
             "--kube-api-qps=300".to_owned(),
             "--kube-api-burst=600".to_owned(),
             "--concurrent-statefulset-syncs=20".to_owned(),
+            // Nobody here waits for 15 s.
+            "--horizontal-pod-autoscaler-sync-period=1s".to_owned(),
         ])?);
         plane._processes = processes;
         Ok(plane)

@@ -5,6 +5,7 @@
 mod alert_rules;
 mod installed;
 mod load;
+mod ownership;
 mod pods;
 mod prometheus_rules;
 mod reconcile;
