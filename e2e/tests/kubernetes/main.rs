@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod alert_rules;
+mod database;
 mod installed;
 mod load;
 mod ownership;
