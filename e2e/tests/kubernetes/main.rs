@@ -14,6 +14,7 @@ mod resources;
 mod rollout;
 mod rules;
 mod scaling;
+mod upgrade;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
