@@ -4,6 +4,7 @@
 
 mod alert_rules;
 mod database;
+mod deletion;
 mod installed;
 mod load;
 mod ownership;
