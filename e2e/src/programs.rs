@@ -1,9 +1,11 @@
 //! Where the programs under test are.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The pod's program.
 ///
@@ -19,6 +21,33 @@ pub fn dataplane() -> Result<PathBuf> {
 /// When it is not there, or older than its sources.
 pub fn operator() -> Result<PathBuf> {
     find("certeus-operator")
+}
+
+/// The operator as one of another version, which must be as long as its own: a copy in which only that differs.
+///
+/// # Errors
+/// When it cannot be written, or does not say its version where one is looked for.
+pub fn operator_of_version(version: &str, to: &Path) -> Result<PathBuf> {
+    const OWN: &str = env!("CARGO_PKG_VERSION");
+    ensure!(version.len() == OWN.len(), "{version} is not as long as {OWN}");
+    let program = operator()?;
+    let mut from = BufReader::new(File::open(&program)?);
+    let mut copy = BufWriter::new(File::create(to)?);
+    // In pieces that end with a slash, as what is looked for is `certeus-operator/VERSION`.
+    let (mut piece, mut follows, mut changed) = (Vec::new(), false, 0);
+    while from.read_until(b'/', &mut piece)? > 0 {
+        if follows && piece.starts_with(OWN.as_bytes()) {
+            piece[..OWN.len()].copy_from_slice(version.as_bytes());
+            changed += 1;
+        }
+        follows = piece.ends_with(b"certeus-operator/");
+        copy.write_all(&piece)?;
+        piece.clear();
+    }
+    copy.flush()?;
+    ensure!(changed > 0, "{} does not hold certeus-operator/{OWN}", program.display());
+    std::fs::set_permissions(to, program.metadata()?.permissions())?;
+    Ok(to.to_owned())
 }
 
 /// A program of the workspace, named as its package, built in the same profile as this one: `target/debug/deps/test-hash` and

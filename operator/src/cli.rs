@@ -32,7 +32,7 @@ Exit codes:
 
 /// Runs verifiable event ledgers: reconciles LedgerCluster and AlertRule.
 #[derive(Debug, Parser)]
-#[command(name = "certeus-operator", version, after_help = EXIT_CODES)]
+#[command(name = "certeus-operator", version = certeus_operator::version(), after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

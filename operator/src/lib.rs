@@ -10,3 +10,13 @@ pub mod decide;
 pub mod manifest;
 pub mod rules;
 pub mod validate;
+
+/// Name and version of this program. All that it says of its version comes from here, so that a test can make a program of
+/// another version from it without compiling one.
+pub static PRODUCT: &str = concat!("certeus-operator/", env!("CARGO_PKG_VERSION"));
+
+/// The version of this program, and of the data plane that is released with it.
+#[must_use]
+pub fn version() -> &'static str {
+    PRODUCT.split_once('/').map_or(PRODUCT, |(_, version)| version)
+}

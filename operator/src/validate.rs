@@ -102,7 +102,7 @@ impl Image {
         match self {
             Self::Fixed(image) => image.clone(),
             Self::Floating { repository } => {
-                let tag = running.and_then(tag).unwrap_or(env!("CARGO_PKG_VERSION"));
+                let tag = running.and_then(tag).unwrap_or(crate::version());
                 format!("{repository}:{tag}")
             }
         }

@@ -31,8 +31,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct ControlPlane {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
-    /// Ended by the guard, as this is never dropped.
-    _processes: Vec<Process>,
+    /// Ended by the guard, as this is never dropped. None of a cluster that is not ours.
+    processes: Vec<Process>,
 }
 
 impl ControlPlane {
@@ -58,7 +58,7 @@ impl ControlPlane {
         let usual = || std::env::home_dir().map(|home| home.join(".kube/config"));
         let kubeconfig = own.or_else(usual).context("there is no kubeconfig")?;
         ensure!(kubeconfig.is_file(), "there is no {}", kubeconfig.display());
-        Ok(Self { kubectl: "kubectl".into(), kubeconfig, _processes: Vec::new() })
+        Ok(Self { kubectl: "kubectl".into(), kubeconfig, processes: Vec::new() })
     }
 
     fn start() -> Result<Self> {
@@ -140,7 +140,7 @@ impl ControlPlane {
         let kubeconfig = dir.join("kubeconfig");
         let server = format!("https://127.0.0.1:{api_port}");
         write_kubeconfig(&kubeconfig, &server, Some(&certificate), &json!({ "token": token }))?;
-        let mut plane = Self { kubectl: programs.join("kubectl"), kubeconfig, _processes: Vec::new() };
+        let mut plane = Self { kubectl: programs.join("kubectl"), kubeconfig, processes: Vec::new() };
         wait_for("the API server", START_TIMEOUT, || {
             all_run(&mut processes, dir)?;
             Ok(plane.is_ready())
@@ -150,15 +150,17 @@ impl ControlPlane {
             "--leader-elect=false".to_owned(),
             "--secure-port=0".to_owned(),
             format!("--root-ca-file={}", certificate.display()),
-            // There are no volumes: the process kubelet says what is bound.
+            // There are no volumes, and nothing waits for them.
             "--controllers=*,-persistentvolume-binder-controller,-persistentvolume-attach-detach-controller,\
              -persistentvolume-expander-controller"
                 .to_owned(),
             "--kube-api-qps=300".to_owned(),
             "--kube-api-burst=600".to_owned(),
             "--concurrent-statefulset-syncs=20".to_owned(),
+            // Nobody here waits for 15 s.
+            "--horizontal-pod-autoscaler-sync-period=1s".to_owned(),
         ])?);
-        plane._processes = processes;
+        plane.processes = processes;
         Ok(plane)
     }
 
@@ -180,6 +182,12 @@ impl ControlPlane {
     /// When the kubeconfig is of no use.
     pub fn client(&self) -> Result<Client> {
         runtime().block_on(self.connect())
+    }
+
+    /// Whether somebody else started it and may go on using it.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.processes.is_empty()
     }
 
     /// The administrator's kubeconfig.

@@ -3,12 +3,14 @@
 //! Registers a node and keeps its lease, binds pending pods to it, gives each pod an address of its own in 127.0.0.0/8, and does
 //! for its container what a kubelet does: volumes, environment, probes, restarts with back-off, preStop, grace period, status. What a
 //! pod says that a process cannot have keeps the pod from starting and stands in its status. Containers
-//! are not isolated: limits and security contexts mean nothing. Paths of mounts are rewritten (see `template.rs`).
+//! are not isolated: limits and security contexts mean nothing. Paths of mounts are rewritten (see `template.rs`), names of
+//! Services lead to their pods (`service.rs`), and `postgres.sh` stands for PostgreSQL's image.
 //! Read next: `pod.rs`.
 
 mod exec;
 mod pod;
 mod probe;
+mod service;
 mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +39,8 @@ use super::guard::Process;
 use super::runtime;
 use super::space::Space;
 
+/// What PostgreSQL's image does when it is run.
+const POSTGRES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/kubelet/postgres.sh");
 /// Where a pod of ours serves its API.
 pub const API_PORT: u16 = 8000;
 /// Where a pod of ours serves metrics, health and drain.
@@ -77,6 +81,8 @@ struct Shared {
     /// Whether a front stands before the admin port of each pod.
     fronted: bool,
     slots: Mutex<BTreeMap<String, Slot>>,
+    /// Those that containers name, by name.
+    services: tokio::sync::Mutex<BTreeMap<String, service::Reachable>>,
     next_address: AtomicU32,
 }
 
@@ -93,7 +99,9 @@ impl Kubelet {
     /// # Errors
     /// When the node cannot be registered.
     pub fn start(space: &Space, programs: &[(&str, PathBuf)], fronted: bool) -> Result<Self> {
-        let programs = programs.iter().map(|(name, path)| ((*name).to_owned(), path.clone())).collect();
+        let mut programs: BTreeMap<String, PathBuf> =
+            programs.iter().map(|(name, path)| ((*name).to_owned(), path.clone())).collect();
+        programs.insert("postgres".to_owned(), POSTGRES.into());
         let shared = Arc::new(Shared {
             plane: space.plane(),
             client: space.client().clone(),
@@ -103,6 +111,7 @@ impl Kubelet {
             programs,
             fronted,
             slots: Mutex::default(),
+            services: tokio::sync::Mutex::default(),
             next_address: AtomicU32::new(first_address()),
         });
         runtime().block_on(shared.register())?;
@@ -191,6 +200,7 @@ impl Drop for Kubelet {
         for slot in slots.values() {
             drop(lock(&slot.process).take());
         }
+        runtime().block_on(self.shared.services.lock()).clear();
         // Controllers then do not take the node for one that has failed.
         let nodes: Api<Node> = Api::all(self.shared.client.clone());
         let gone = runtime().block_on(nodes.delete(&self.shared.node, &DeleteParams::default()));

@@ -23,7 +23,7 @@ use crate::{interrupt, wait_for};
 const DEFINITIONS: [&str; 2] = ["crds/ledgerclusters.certeus.io.yaml", "crds/alertrules.certeus.io.yaml"];
 const POLL: Duration = Duration::from_millis(50);
 
-/// A namespace. What is in it is shown when the test that holds it panics.
+/// A namespace. What is in it is shown when the test that holds it panics; else it is removed from a cluster that stays.
 pub struct Space {
     plane: &'static ControlPlane,
     name: String,
@@ -163,7 +163,8 @@ impl Space {
     pub fn apply(&self, manifests: &str) -> Result<String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let path = self.dir.join(format!("manifest-{}.yaml", COUNT.fetch_add(1, Ordering::Relaxed)));
-        std::fs::write(&path, manifests).context("cannot write a manifest")?;
+        // An older kubectl takes what begins with a brace for JSON to its end.
+        std::fs::write(&path, format!("---\n{manifests}")).context("cannot write a manifest")?;
         self.kubectl(&["apply", "-f", path.to_str().context("a path that is not text")?])
     }
 
@@ -293,6 +294,11 @@ impl Drop for Space {
             if let Ok(guard) = Guard::get() {
                 guard.keep();
                 eprintln!("all files of the test: {}", guard.dir().display());
+            }
+        } else if self.plane.is_foreign() {
+            let all: Api<Namespace> = Api::all(self.client.clone());
+            if let Err(error) = self.block(all.delete(&self.name, &DeleteParams::default())) {
+                eprintln!("cannot remove namespace {}: {error}", self.name);
             }
         }
     }

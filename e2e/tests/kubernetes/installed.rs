@@ -55,6 +55,11 @@ impl Installed {
         self.space.put_secret(&secret_of(name), &[("url", &self.database_url(name))]).unwrap();
     }
 
+    /// What operators say who they are with.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+
     pub(crate) fn operator(&self) -> Operator {
         Operator::start(&self.space, &programs::operator().unwrap(), &self.token).unwrap()
     }

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod alert_rules;
+mod database;
+mod deletion;
 mod installed;
 mod load;
+mod ownership;
 mod pods;
 mod prometheus_rules;
 mod reconcile;
@@ -12,6 +15,7 @@ mod resources;
 mod rollout;
 mod rules;
 mod scaling;
+mod upgrade;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -86,7 +86,7 @@ pub(crate) async fn connect(metrics: &Arc<Metrics>, fence: &Arc<Fence>) -> Resul
     config.reset_reader_on_write = true;
     // Repeats happen in one place, this module.
     config.default_retry = false;
-    let agent = HeaderValue::from_static(concat!("certeus-operator/", env!("CARGO_PKG_VERSION")));
+    let agent = HeaderValue::from_static(certeus_operator::PRODUCT);
     config.headers.push((USER_AGENT, agent));
     let default_namespace = config.default_namespace.clone();
     // A connection of its own, so that no load delays a renewal.

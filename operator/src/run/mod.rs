@@ -156,7 +156,7 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
         identity: identity.clone(),
     };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = certeus_operator::version(),
         listen.address = %address,
         lease.namespace = place.namespace,
         lease.identity = identity,

@@ -60,7 +60,7 @@ impl Action {
     }
 }
 
-fn port_of(container: &Container, port: &IntOrString) -> Option<u16> {
+pub(super) fn port_of(container: &Container, port: &IntOrString) -> Option<u16> {
     match port {
         IntOrString::Int(number) => u16::try_from(*number).ok(),
         IntOrString::String(name) => {

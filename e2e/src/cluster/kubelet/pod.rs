@@ -184,7 +184,7 @@ impl Life {
         seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(GRACE_DEFAULT, Duration::from_secs)
     }
 
-    /// preStop, SIGTERM, and SIGKILL when the grace period is over.
+    /// preStop, the image's stop signal, and SIGKILL when the grace period is over.
     async fn terminate(&mut self, launch: &Arc<Launch>, probes: &mut Probes, grace: Duration) {
         let mut deadline = Instant::now() + grace;
         let hook = self.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
@@ -199,12 +199,12 @@ impl Life {
             tokio::spawn(async move { hook.run(address, &launch, grace).await })
         });
         if hook.is_none() {
-            self.signal(Signal::TERM);
+            self.signal(launch.stop_signal);
         }
         while self.ended().is_none() {
             if hook.as_ref().is_some_and(tokio::task::JoinHandle::is_finished) {
                 hook = None;
-                self.signal(Signal::TERM);
+                self.signal(launch.stop_signal);
             }
             match *self.fate.borrow() {
                 Fate::Gone => deadline = Instant::now(),

@@ -2,7 +2,7 @@
 //!
 //! A process sees the whole file system, so the paths at which a container would see its volumes are replaced by those
 //! of the folders that stand for them: in arguments, in the environment, and in files that come from ConfigMaps. In the same way
-//! `0.0.0.0` becomes the pod's own address.
+//! `0.0.0.0` and `127.0.0.1` become the pod's own address. What comes from a Secret stays as it is but for names of Services.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,19 +12,22 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVar, PersistentVolumeClaim, Pod, PodSpec, Secret, ServiceAccount, Volume,
 };
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::PostParams;
 use kube::{Api, ResourceExt};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{ADMIN_PORT, API_PORT, HIDDEN_ADMIN_PORT, Shared};
+use super::{ADMIN_PORT, API_PORT, HIDDEN_ADMIN_PORT, Shared, service};
 
+/// Each pod has one of its own.
+const LOOPBACK: &str = "127.0.0.1";
 const ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Why a container does not start yet: reason and message of its waiting state.
 #[derive(Debug)]
 pub(super) struct Waiting(pub(super) &'static str, pub(super) String);
 
-fn not_yet(message: impl Into<String>) -> Waiting {
+pub(super) fn not_yet(message: impl Into<String>) -> Waiting {
     Waiting("CreateContainerConfigError", message.into())
 }
 
@@ -35,6 +38,8 @@ pub(super) struct Launch {
     pub(super) args: Vec<String>,
     /// Not for printing: it holds secrets.
     pub(super) env: BTreeMap<String, String>,
+    /// What asks it to end.
+    pub(super) stop_signal: Signal,
     mounts: Vec<(String, PathBuf)>,
 }
 
@@ -75,7 +80,8 @@ pub(super) async fn prepare(
     let admin_port = if fronted { HIDDEN_ADMIN_PORT } else { ADMIN_PORT };
     env.insert("CERTEUS_API_LISTEN".to_owned(), format!("{address}:{API_PORT}"));
     env.insert("CERTEUS_ADMIN_LISTEN".to_owned(), format!("{address}:{admin_port}"));
-    env.insert("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned());
+    env.insert("POD_ADDRESS".to_owned(), address.to_string());
+    env.insert("PATH".to_owned(), path());
     if let Some((_, folder)) = mounts.iter().find(|(path, _)| path == ACCOUNT_FOLDER) {
         env.insert("KUBECONFIG".to_owned(), preparing.kubeconfig(folder)?);
     }
@@ -92,7 +98,17 @@ pub(super) async fn prepare(
         }
     };
     let args = words.map(|word| localise(&word, address, &mounts)).collect();
-    Ok(Launch { program, args, env, mounts })
+    // The image says so: on SIGTERM PostgreSQL would wait until its clients have gone.
+    let stop_signal = if image_name(container) == "postgres" { Signal::INT } else { Signal::TERM };
+    Ok(Launch { program, args, env, stop_signal, mounts })
+}
+
+/// As in an image: with PostgreSQL's programs, for those that are not installed where all look.
+fn path() -> String {
+    let usual = "/usr/local/bin:/usr/bin:/bin";
+    let found = certeus_localpg::Binaries::find().ok();
+    let postgres = found.as_ref().and_then(|found| found.postgres.parent());
+    postgres.map_or_else(|| usual.to_owned(), |folder| format!("{}:{usual}", folder.display()))
 }
 
 impl Launch {
@@ -117,15 +133,6 @@ impl Preparing<'_> {
         let claims: Api<PersistentVolumeClaim> = self.api();
         let found = claims.get_opt(&source.claim_name).await.map_err(|error| not_yet(error.to_string()))?;
         let claim = found.ok_or_else(|| not_yet(format!("there is no claim {}", source.claim_name)))?;
-        if claim.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Bound") {
-            let spec = claim.spec.as_ref();
-            let capacity = spec.and_then(|spec| spec.resources.as_ref()?.requests.clone());
-            let modes = spec.and_then(|spec| spec.access_modes.clone());
-            let bound = json!({ "status": { "phase": "Bound", "capacity": capacity, "accessModes": modes } });
-            let patched =
-                claims.patch_status(&source.claim_name, &PatchParams::default(), &Patch::Merge(&bound)).await;
-            patched.map_err(|error| not_yet(error.to_string()))?;
-        }
         // A claim that is made anew under the same name is an empty one.
         let folder = format!("{}-{}", source.claim_name, claim.uid().unwrap_or_default());
         Ok(Some(self.shared.dir.join("claims").join(folder)))
@@ -229,7 +236,7 @@ impl Preparing<'_> {
         }
         for variable in container.env.iter().flatten() {
             if let Some(value) = self.value(variable, mounts, &env).await? {
-                env.insert(variable.name.clone(), value);
+                env.insert(variable.name.clone(), service::resolve(self.shared, &value).await?);
             }
         }
         Ok(env)
@@ -367,7 +374,7 @@ fn image_name(container: &Container) -> &str {
     }
 }
 
-/// The text with paths of mounts, and the address of all interfaces, replaced by what stands for them.
+/// The text with paths of mounts, the address of all interfaces and that of the pod itself replaced by what stands for them.
 fn localise(text: &str, address: Ipv4Addr, mounts: &[(String, PathBuf)]) -> String {
     let mut rest = text;
     let mut out = String::new();
@@ -376,9 +383,11 @@ fn localise(text: &str, address: Ipv4Addr, mounts: &[(String, PathBuf)]) -> Stri
         let mut all = mounts.iter().map(|(path, folder)| (&path[..], folder.display().to_string()));
         let found = all.find(|(path, _)| begins && continues(rest, path, |after| !is_of_name(after)));
         let any = ["0.0.0.0:", "[::]:"].into_iter().find(|any| begins && rest.starts_with(any));
+        let own = begins && continues(rest, LOOPBACK, |after| !is_of_name(after));
         let (seen, instead) = match (found, any) {
             (Some((path, folder)), _) if !path.is_empty() => (path.len(), folder),
             (_, Some(any)) => (any.len(), format!("{address}:")),
+            _ if own => (LOOPBACK.len(), address.to_string()),
             _ => {
                 out.push(character);
                 rest = &rest[character.len_utf8()..];
@@ -414,6 +423,7 @@ mod tests {
         assert_eq!(local("/var/lib/xy /srv/var/lib/x"), "/var/lib/xy /srv/var/lib/x");
         assert_eq!(local("listen: 0.0.0.0:8000"), "listen: 127.1.2.3:8000");
         assert_eq!(local("10.0.0.0:8000"), "10.0.0.0:8000");
+        assert_eq!(local("-h 127.0.0.1 127.0.0.11"), "-h 127.1.2.3 127.0.0.11");
     }
 
     #[test]

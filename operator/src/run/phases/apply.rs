@@ -78,8 +78,13 @@ impl<'a> Plan<'a> {
             objects: objects.into_iter().map(named).collect(),
             owned: &snapshot.owned,
             workload: true,
-            held: snapshot.autoscaler.is_some(),
+            held: false,
         }
+    }
+
+    /// Whether this is the workload and somebody else sets its number of pods.
+    fn holds(&self, key: &OwnedKey) -> bool {
+        self.held && self.objects.last().is_some_and(|(workload, _)| workload == key)
     }
 
     /// Objects of this cluster that are no longer built.
@@ -257,12 +262,20 @@ async fn look(
     let json = serde_json::to_value(&live).map_err(bug)?;
     if *kind == "StatefulSet" {
         desired.fixed = compare::keep_fixed_fields(&mut desired.json, &json);
-        let is_workload = plan.objects.last().is_some_and(|(workload, _)| workload == key);
-        if plan.held && is_workload {
-            desired.json["spec"]["replicas"] = json["spec"]["replicas"].clone();
-        }
     }
-    if compare::contains(&json, &desired.json) {
+    let is_right = if plan.holds(key) {
+        // Without the number an apply would give up the one that we once wrote. With the version, what another one writes
+        // between this look and our write is a conflict, and stands.
+        desired.json["spec"]["replicas"] = json["spec"]["replicas"].clone();
+        desired.json["metadata"]["resourceVersion"] = json["metadata"]["resourceVersion"].clone();
+        // It may have been written for another number.
+        let mut same = desired.json.clone();
+        same["metadata"]["annotations"][APPLIED_HASH] = json["metadata"]["annotations"][APPLIED_HASH].clone();
+        compare::contains(&json, &same)
+    } else {
+        compare::contains(&json, &desired.json)
+    };
+    if is_right {
         record.applied.insert(key.clone(), desired.applied(&live));
         return Ok(Look::Right);
     }

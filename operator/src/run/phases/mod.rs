@@ -137,6 +137,8 @@ async fn run(
     let mut plan = apply::Plan::new(key, &snapshot, objects.all());
     // Pods cannot start without their Secrets.
     plan.workload = unread.is_none();
+    // An autoscaler leaves a workload without pods alone, so a stop is no fight.
+    plan.held = snapshot.autoscaler.is_some() && !cluster.stopped;
     let mut done = apply::Done::default();
     if cluster.paused {
         // Nothing is changed, and nothing is compared.

@@ -22,6 +22,7 @@ struct World {
     record: Record,
     spec: Value,
     generation: i64,
+    autoscaler: Option<String>,
 }
 
 impl World {
@@ -38,7 +39,7 @@ impl World {
             "database": { "secretRef": { "name": "db", "key": "url" } },
             "replicas": 3, "autoscaling": { "enabled": false }
         });
-        let world = Self { api, context, record: Record::default(), spec, generation: 1 };
+        let world = Self { api, context, record: Record::default(), spec, generation: 1, autoscaler: None };
         world.secret("postgres://one");
         world
     }
@@ -70,7 +71,7 @@ impl World {
             cluster: Arc::new(cluster),
             pods: Vec::new(),
             owned: self.api.owned(),
-            autoscaler: None,
+            autoscaler: self.autoscaler.clone(),
             service_monitors: false,
         };
         let key = ObjectKey::new("ns", "demo");
@@ -284,6 +285,23 @@ async fn without_its_secret_a_new_cluster_waits_and_a_running_one_goes_on() {
     world.record.forget_secrets();
     assert_eq!(world.reconcile().await.unwrap_err().reason(), "SecretMissing");
     assert!(world.api.get(SIGNING_KEY).is_none());
+}
+
+#[tokio::test]
+async fn a_number_of_pods_that_another_autoscaler_sets_is_left_to_it() {
+    let mut world = settled().await;
+    world.autoscaler = Some("other".to_owned());
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH demo/status"]);
+    world.api.edit(WORKLOAD, |set| set["spec"]["replicas"] = json!(7));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH demo/status"]);
+    world.edit_spec(|spec| spec["ledger"] = json!({ "batchSize": 777 }));
+    world.reconcile().await.unwrap();
+    let workload = world.api.get(WORKLOAD).unwrap();
+    assert_eq!(workload["spec"]["replicas"], 7);
+    let expected = ["PATCH configmaps/demo-config", "PATCH statefulsets/demo", "PATCH demo/status"];
+    assert_eq!(world.api.writes(), expected);
 }
 
 /// What the watch does not show, as somebody took its label, is not made anew in its smallest size.

@@ -37,6 +37,8 @@ enum Mode {
     Stop,
     /// It is shown; the count stays.
     Show,
+    /// Another autoscaler writes the count: whatever it says is right.
+    Follow,
     /// Nothing changes at all, and no drain goes on.
     Freeze,
 }
@@ -48,7 +50,7 @@ impl Mode {
             () if cluster.paused => Self::Freeze,
             () if cluster.dry_run => Self::Show,
             () if cluster.stopped => Self::Stop,
-            () if world.held => Self::Show,
+            () if world.held => Self::Follow,
             () => Self::Act,
         }
     }
@@ -186,7 +188,9 @@ impl Core {
             let asked = self.engine.as_ref().map(|engine| engine.asked);
             let wanted = match mode {
                 Mode::Stop => 0,
-                Mode::Act | Mode::Show | Mode::Freeze => asked.unwrap_or_else(|| cluster.scaling.min()),
+                Mode::Act | Mode::Show | Mode::Follow | Mode::Freeze => {
+                    asked.unwrap_or_else(|| cluster.scaling.min())
+                }
             };
             // Pods that it left behind go in order, like all others.
             let left = world.pods.iter().map(|pod| pod.ordinal + 1).max().unwrap_or(0);
@@ -196,7 +200,7 @@ impl Core {
         };
         let engine =
             self.engine.get_or_insert_with(|| Engine { state: State::new(now, present), asked: present });
-        if matches!(mode, Mode::Show | Mode::Freeze) && engine.asked != present {
+        if matches!(mode, Mode::Show | Mode::Follow | Mode::Freeze) && engine.asked != present {
             engine.ask(now, present);
         }
         let observation = decide::observe(cluster, now, engine.asked, &scrapes);
@@ -209,10 +213,9 @@ impl Core {
         }
         let decision = outcome.decision.clone();
         let candidate = Advice {
-            desired: outcome.desired,
+            desired: if mode == Mode::Follow { present } else { outcome.desired },
             outcome: Some(outcome),
             scrapes,
-
             last_change: self.last_change.clone(),
             ..Advice::default()
         };

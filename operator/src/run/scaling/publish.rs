@@ -55,6 +55,7 @@ impl Publisher {
     fn is_news(&self, now: Duration, candidate: &Advice) -> bool {
         let age = now.saturating_sub(self.at);
         Action::of(&self.told) != Action::of(candidate)
+            || !knows_database(&self.told) && knows_database(candidate)
             || age >= REASON_INTERVAL && Explanation::of(&self.told) != Explanation::of(candidate)
             || age >= VALUE_INTERVAL && has_moved(&self.told, candidate)
     }
@@ -88,6 +89,7 @@ struct Explanation {
     reason: Option<Reason>,
     limit: Option<Reason>,
     unmeasured: Vec<TriggerKind>,
+    knows_database: bool,
     without_database: usize,
 }
 
@@ -104,9 +106,16 @@ impl Explanation {
             reason: decision.map(certeus_autoscale::Decision::reason),
             limit: decision.and_then(|decision| Some(decision.adjustments.last()?.reason)),
             unmeasured: triggers.filter(|report| report.outcome.is_err()).map(|report| report.kind).collect(),
+            knows_database: knows_database(advice),
             without_database: cut_off.count(),
         }
     }
+}
+
+/// Whether any pod says if it can commit. Of a fixed count of pods nothing else becomes known by their first samples.
+fn knows_database(advice: &Advice) -> bool {
+    let mut samples = advice.scrapes.iter().filter_map(|pod| pod.latest.as_ref().ok());
+    samples.any(|sample| sample.database_up.is_ok())
 }
 
 fn values(advice: &Advice) -> impl Iterator<Item = (TriggerKind, f64)> {

@@ -572,6 +572,17 @@ fn stopped_drains_everything_and_comes_back() {
 }
 
 #[test]
+fn what_pods_say_of_their_database_is_told_when_it_is_first_known_and_then_not_again() {
+    let mut sim = Sim::new("autoscaling: { enabled: false }\n  replicas: 2", 2, 0.1);
+    sim.run(2);
+    let pods = sim.core.advice().scrapes;
+    assert!(pods.iter().any(|pod| pod.latest.as_ref().is_ok_and(|sample| sample.database_up == Ok(1.0))));
+    let told = sim.wakes;
+    sim.run(120);
+    assert_eq!(sim.wakes, told);
+}
+
+#[test]
 fn a_dry_run_decides_and_does_nothing() {
     let spec = "dryRun: true\n  autoscaling: { min: 2, max: 10, cooldown: 10s }";
     for (load, desired) in [(4.0, 6), (0.1, 2)] {
@@ -591,11 +602,11 @@ fn another_owner_of_the_stateful_set_makes_us_hold() {
     sim.reconcile();
     sim.run(60);
     assert_eq!((sim.count(), sim.core.advice().last_change), (4, None));
-    // What they write stands.
+    // What they write stands, and is what is wanted.
     sim.follow(3);
     sim.reconcile();
-    sim.run(5);
-    assert_eq!(sim.count(), 3);
+    sim.run(30);
+    assert_eq!((sim.count(), sim.core.advice().desired), (3, 3));
     sim.held = false;
     sim.reconcile();
     sim.run(3);

@@ -1,0 +1,81 @@
+//! The embedded database as a pod, beside the pods that need it.
+
+use std::time::Duration;
+
+use certeus_e2e::http::{Client, Exchange, Reply, Request};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
+
+use crate::installed::{IN_TIME, Installed, is_ready};
+
+const CLUSTER: &str = "
+apiVersion: certeus.io/v1alpha1
+kind: LedgerCluster
+metadata: {name: trades}
+spec:
+  database: {embedded: true}
+  autoscaling: {enabled: false}
+  replicas: 1
+";
+const DATABASE: &str = "trades-database-0";
+
+fn ask(world: &Installed, method: &str, path: &str, body: &str) -> Option<Reply> {
+    let authorization = format!("Bearer {}", world.api_key("trades"));
+    let headers = [("content-type", "application/json"), ("authorization", &authorization[..])];
+    let request = Request { method, path, headers: &headers, body: body.as_bytes() };
+    match Client::new(Duration::from_secs(30)).send(world.kubelet.api_of("trades-0")?, &request) {
+        Exchange::Reply(reply) => Some(reply),
+        Exchange::NotSent | Exchange::Lost => None,
+    }
+}
+
+/// Appends an event that must be committed; gives its id.
+fn append(world: &Installed, n: u32) -> String {
+    let body = format!("{{\"type\":\"database.test\",\"timestamp\":{},\"n\":{n}}}", 1_769_860_800 + n);
+    let mut committed = None;
+    world.wait("an append", IN_TIME, || {
+        committed = ask(world, "POST", "/v1/ledger/events", &body).filter(|reply| reply.status == 201);
+        committed.is_some()
+    });
+    let receipt = committed.unwrap().json();
+    receipt["first_id"].as_str().unwrap_or_else(|| panic!("no id in {receipt}")).to_owned()
+}
+
+#[test]
+fn an_embedded_database_serves_its_pods_and_keeps_what_they_committed() {
+    let _alone = crate::alone();
+    let world = Installed::new("embedded", false);
+    let operator = world.operator();
+    world.space.apply(CLUSTER).unwrap();
+    world.wait_until_ready("trades");
+    let (reason, message) = world.wait_for_condition("trades", "EmbeddedDatabase", "True");
+    assert_eq!(reason, "NotForProduction", "{message}");
+    let has = |id: &str| {
+        ask(&world, "GET", &format!("/v1/ledger/events/{id}"), "").is_some_and(|reply| reply.status == 200)
+    };
+    let first = append(&world, 1);
+    assert!(has(&first));
+
+    // Its pod is another one, at another address; its volume is the same.
+    let pod = || world.space.get::<Pod>(DATABASE).unwrap();
+    let before = pod().unwrap().uid();
+    world.space.delete::<Pod>(DATABASE).unwrap();
+    world.wait("another pod of the database", IN_TIME, || {
+        pod().is_some_and(|pod| pod.uid() != before && is_ready(&pod))
+    });
+    world.wait("the first event", IN_TIME, || has(&first));
+    let second = append(&world, 2);
+
+    // Deleted with the cluster, it leaves its volume and its password.
+    world.space.kubectl(&["delete", "lc/trades", "--timeout=60s"]).unwrap();
+    let kept = ["secret/trades-api-key", "secret/trades-database", "secret/trades-signing-key"];
+    world.wait("its objects to go", IN_TIME, || world.owned() == kept);
+    world.wait("its pods to go", IN_TIME, || world.space.list::<Pod>("").unwrap().is_empty());
+    assert!(world.space.get::<PersistentVolumeClaim>("data-trades-database-0").unwrap().is_some());
+    // The same cluster again: the same events.
+    world.space.apply(CLUSTER).unwrap();
+    for id in [&first, &second] {
+        world.wait("what was committed before", IN_TIME, || has(id));
+    }
+    operator.stop().unwrap();
+}
