@@ -111,7 +111,7 @@ pub(crate) struct RunArgs {
     /// Address for metrics, health and the log level.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
     pub(crate) listen: SocketAddr,
-    /// error, warn, info, debug, trace, or directives such as info,certeus_operator=debug.
+    /// off, error, warn, info, debug, trace, or directives such as info,certeus_operator=debug.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "CERTEUS_LOG_LEVEL")]
     pub(crate) log_level: String,
     /// The operator's own pod, as its name in the lease and in Events [default: the host's name].
