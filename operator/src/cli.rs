@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::names::{Namespace, PodName};
+use crate::run::LogFilter;
+
 /// Exit codes, as the help documents them. 2 is what clap uses for wrong usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -104,22 +107,22 @@ pub(crate) struct RunArgs {
         env = "CERTEUS_NAMESPACES",
         value_delimiter = ','
     )]
-    pub(crate) namespaces: Vec<String>,
+    pub(crate) namespaces: Vec<Namespace>,
     /// Namespace of the lease [default: the operator's own].
     #[arg(long, value_name = "NAMESPACE")]
-    pub(crate) lease_namespace: Option<String>,
+    pub(crate) lease_namespace: Option<Namespace>,
     /// Address for metrics, health and the log level.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
     pub(crate) listen: SocketAddr,
     /// off, error, warn, info, debug, trace, or directives such as info,certeus_operator=debug.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "CERTEUS_LOG_LEVEL")]
-    pub(crate) log_level: String,
+    pub(crate) log_level: LogFilter,
     /// The operator's own pod, as its name in the lease and in Events [default: the host's name].
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
-    pub(crate) pod_name: Option<String>,
+    pub(crate) pod_name: Option<PodName>,
     /// The operator's own namespace [default: that of the pod's account, or of the kubeconfig].
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
-    pub(crate) pod_namespace: Option<String>,
+    pub(crate) pod_namespace: Option<Namespace>,
 }
 
 #[derive(Debug, Args)]

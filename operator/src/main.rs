@@ -4,6 +4,7 @@ mod admin;
 mod cli;
 mod errors;
 mod local;
+mod names;
 mod run;
 
 use std::io::{self, Write};

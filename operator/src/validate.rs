@@ -22,6 +22,8 @@ const DAY_MILLIS: u64 = 86_400_000;
 /// Most connections one pod can use. The pod insists on it.
 const POOL_SIZE_MAX: u32 = 500;
 
+const CPU_PATHS: [&str; 2] = ["spec.resources.requests.cpu", "spec.resources.limits.cpu"];
+
 /// A cluster that can be built.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
@@ -188,9 +190,11 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
     let name = metadata.name.clone().unwrap_or_default();
     check_name(&name, &mut errors);
     let cpu_request = check_resources(&spec.resources, &mut errors);
-    if spec.autoscaling.enabled && spec.autoscaling.cpu.enabled && cpu_request.is_none() {
+    // One that cannot be read is told already.
+    let cpu_told = errors.iter().any(|error| CPU_PATHS.contains(&error.path.as_str()));
+    if spec.autoscaling.enabled && spec.autoscaling.cpu.enabled && cpu_request.is_none() && !cpu_told {
         let problem = "is required, above 0, as the CPU trigger is a fraction of it; or set autoscaling.cpu.enabled to false";
-        errors.push(FieldError::new("spec.resources.requests.cpu", problem));
+        errors.push(FieldError::new(CPU_PATHS[0], problem));
     }
     let scaling = scaling(object, &mut errors);
     let pool_size = scaling.as_ref().and_then(|scaling| {

@@ -2,6 +2,7 @@
 //! pods that are processes (`certeus_e2e::cluster`). All tests of this file share one control plane; each has a namespace.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod access;
 mod alert_rules;
 mod database;
 mod deletion;

@@ -1,4 +1,4 @@
-//! The connection to the API server: credentials, timeouts, and the one place where requests are sent again.
+//! The connection to the API server: timeouts, and the one place where requests are sent again.
 //!
 //! [`resilient`] repeats a request that the server did not take up (429 and 503, after the time the server asks for) or that failed
 //! on the way, a few times within [`PATIENCE`]. A write that failed on the way may have happened; every write of the operator may
@@ -28,16 +28,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 const ATTEMPTS_MAX: u32 = 4;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error(
-        "no cluster to connect to: there is neither a kubeconfig (KUBECONFIG or ~/.kube/config) nor a service account of a pod"
-    )]
-    NoConfig(#[source] kube::config::InferConfigError),
-    #[error("the cluster's connection settings cannot be used")]
-    Unusable(#[source] kube::Error),
-}
 
 /// Until when this process may write, in nanoseconds of [`clock`]: set by whoever renews the lease.
 #[derive(Debug)]
@@ -75,12 +65,14 @@ pub(crate) struct Clients {
     pub(crate) fenced: Client,
     /// For the lease alone.
     pub(crate) lease: Client,
-    pub(crate) default_namespace: String,
 }
 
-/// Connects as the environment says. No request is made yet.
-pub(crate) async fn connect(metrics: &Arc<Metrics>, fence: &Arc<Fence>) -> Result<Clients, Error> {
-    let mut config = kube::Config::infer().await.map_err(Error::NoConfig)?;
+/// Makes the clients. No request is made yet.
+pub(crate) fn connect(
+    mut config: kube::Config,
+    metrics: &Arc<Metrics>,
+    fence: &Arc<Fence>,
+) -> Result<Clients, kube::Error> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
@@ -88,12 +80,11 @@ pub(crate) async fn connect(metrics: &Arc<Metrics>, fence: &Arc<Fence>) -> Resul
     config.default_retry = false;
     let agent = HeaderValue::from_static(certeus_operator::PRODUCT);
     config.headers.push((USER_AGENT, agent));
-    let default_namespace = config.default_namespace.clone();
     // A connection of its own, so that no load delays a renewal.
-    let lease = Client::try_from(config.clone()).map_err(Error::Unusable)?;
-    let plain = Client::try_from(config).map_err(Error::Unusable)?;
+    let lease = Client::try_from(config.clone())?;
+    let plain = Client::try_from(config)?;
     let fenced = resilient(plain, Arc::clone(fence), Arc::clone(metrics));
-    Ok(Clients { fenced, lease, default_namespace })
+    Ok(Clients { fenced, lease })
 }
 
 /// A client in front of `inner` that waits for it, asks again, and stops writing when the fence is closed.

@@ -7,8 +7,10 @@ use kube::Client;
 use kube::api::ApiResource;
 use tokio::sync::{mpsc, watch};
 
+use super::access::ApiServer;
 use super::clock;
 use super::telemetry::{Health, Source};
+use crate::errors::Reminder;
 
 /// A kind that is added or removed is noticed within this time.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -18,32 +20,41 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Everything the operator reconciles.
 const KINDS: [&str; 2] = ["LedgerCluster", "AlertRule"];
 
-/// Waits until the API server knows our kinds; false if `stop` came first.
+/// The API server took the connection and said nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} s", TIMEOUT.as_secs())]
+struct NoAnswer;
+
+/// Waits until the API server knows our kinds; false if `stop` came first. Credentials and certificates that are refused are
+/// waited for, too: a cluster may be about to get new ones.
 pub(crate) async fn wait_for_kinds(
     client: &Client,
+    server: &ApiServer,
     health: &Health,
     stop: &mut watch::Receiver<bool>,
 ) -> bool {
-    let mut told = String::new();
+    let mut reminder = Reminder::default();
     loop {
-        let why = match kinds(client, &format!("{GROUP}/{VERSION}")).await {
+        let (fails, why) = match kinds(client, &format!("{GROUP}/{VERSION}")).await {
             Ok(kinds) => {
                 let missing: Vec<&str> =
                     KINDS.into_iter().filter(|kind| !kinds.iter().any(|known| known == kind)).collect();
                 if missing.is_empty() {
                     return true;
                 }
-                format!(
+                let why = format!(
                     "the API server does not know {} of {GROUP}/{VERSION}; install the definitions: \
                      certeus-operator crd | kubectl apply --server-side -f -",
                     missing.join(" and ")
-                )
+                );
+                (false, why)
             }
-            Err(error) => format!("the API server cannot be asked for its kinds: {error}"),
+            Err(error) => (true, server.explain(&error)),
         };
-        if why != told {
-            tracing::warn!(reason = why, "waiting");
-            told.clone_from(&why);
+        match (reminder.is_due(&why, clock::now()), fails) {
+            (true, true) => tracing::error!(error = why, "the API server cannot be asked; trying again"),
+            (true, false) => tracing::warn!(reason = why, "waiting"),
+            (false, _) => {}
         }
         health.progress(Source::Controller, clock::now());
         health.wait_for(Some(why));
@@ -73,11 +84,11 @@ pub(crate) async fn watch_kind<C>(
 }
 
 /// The kinds of a group and version; none if it is not served.
-async fn kinds(client: &Client, group_version: &str) -> Result<Vec<String>, String> {
+async fn kinds(client: &Client, group_version: &str) -> Result<Vec<String>, kube::Error> {
     match tokio::time::timeout(TIMEOUT, client.list_api_group_resources(group_version)).await {
         Ok(Ok(list)) => Ok(list.resources.into_iter().map(|resource| resource.kind).collect()),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
-        Ok(Err(error)) => Err(crate::errors::chain(&error)),
-        Err(_elapsed) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+        Ok(Err(error)) => Err(error),
+        Err(_elapsed) => Err(kube::Error::Service(Box::new(NoAnswer))),
     }
 }

@@ -200,13 +200,7 @@ impl Error {
 
     /// The whole story in one line.
     pub(crate) fn message(&self) -> String {
-        match self {
-            // The API server's own words are the best there are; the rest of the chain repeats them.
-            Self::Api { action, source: kube::Error::Api(status) } => {
-                format!("cannot {action}: {}", status.message)
-            }
-            other => crate::errors::chain(other),
-        }
+        crate::errors::chain(self)
     }
 }
 

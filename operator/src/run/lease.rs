@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use super::client::Fence;
 use super::clock;
 use super::telemetry::{Health, Metrics, Source};
+use crate::errors::{Reminder, chain};
+use crate::names::Namespace;
 
 /// The usual figures of Kubernetes' own controllers.
 const DURATION: Duration = Duration::from_secs(15);
@@ -121,11 +123,12 @@ pub(crate) struct Holder {
     health: Arc<Health>,
     /// The Lease as last read or written.
     lease: Option<Lease>,
+    reminder: Reminder,
 }
 
 /// Which Lease, and as whom.
 pub(crate) struct Place {
-    pub(crate) namespace: String,
+    pub(crate) namespace: Namespace,
     pub(crate) name: String,
     /// Unique among the candidates: a pod's name and a part that no earlier process of this name had.
     pub(crate) identity: String,
@@ -140,8 +143,9 @@ impl Holder {
         health: Arc<Health>,
     ) -> Self {
         let Place { namespace, name, identity } = place;
-        let leases = Api::namespaced(client, &namespace);
-        Self { leases, name, core: Core::new(identity), fence, metrics, health, lease: None }
+        let leases = Api::namespaced(client, namespace.as_str());
+        let (core, reminder) = (Core::new(identity), Reminder::default());
+        Self { leases, name, core, fence, metrics, health, lease: None, reminder }
     }
 
     /// Waits until the Lease is ours; false if `stop` came first.
@@ -207,14 +211,23 @@ impl Holder {
     async fn attempt(&mut self) {
         let now = clock::now();
         self.core.tried(now, rand::rng().random());
-        match tokio::time::timeout(REQUEST_TIMEOUT, self.exchange()).await {
-            Ok(Ok(())) => self.health.progress(Source::Lease, clock::now()),
-            Ok(Err(error)) => {
-                // An answer is progress, too: what it says shows in the log and ends the lease, not the process' health.
+        let trouble = match tokio::time::timeout(REQUEST_TIMEOUT, self.exchange()).await {
+            Ok(answer) => {
+                // An error is progress, too: what it says shows in the log and ends the lease, not the process' health.
                 self.health.progress(Source::Lease, clock::now());
-                tracing::warn!(error = crate::errors::chain(&error), "the lease cannot be had now");
+                match answer {
+                    Ok(()) => return self.reminder.clear(),
+                    Err(error) => trouble(&error),
+                }
             }
-            Err(_elapsed) => tracing::warn!("the API server did not answer a request for the lease in time"),
+            Err(_elapsed) => format!("no answer from the API server within {} s", REQUEST_TIMEOUT.as_secs()),
+        };
+        if self.reminder.is_due(&trouble, clock::now()) {
+            tracing::warn!(
+                lease.name = self.name,
+                error = trouble,
+                "the lease cannot be had now; trying again"
+            );
         }
     }
 
@@ -270,13 +283,21 @@ impl Holder {
         match tokio::time::timeout(REQUEST_TIMEOUT, replaced).await {
             Ok(Ok(_)) => tracing::info!("the lease is released"),
             Ok(Err(error)) => {
-                tracing::warn!(
-                    error = crate::errors::chain(&error),
-                    "the lease could not be released; it expires"
-                );
+                tracing::warn!(error = chain(&error), "the lease could not be released; it expires");
             }
             Err(_elapsed) => tracing::warn!("the lease could not be released in time; it expires"),
         }
+    }
+}
+
+/// Why the Lease cannot be had. Its name is fixed, so what the API server does not find is the namespace.
+fn trouble(error: &kube::Error) -> String {
+    let said = chain(error);
+    let code = if let kube::Error::Api(status) = error { status.code } else { 0 };
+    match code {
+        401 => format!("the credentials are refused: {said}"),
+        404 => format!("{said}; create the namespace, or name another with --lease-namespace"),
+        _ => said,
     }
 }
 

@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_refused_namespace_holds_up_no_other_and_is_left_alone() {
-        let scope = Scope::Namespaces(vec!["a".to_owned(), "b".to_owned()]);
+        let scope = Scope::Namespaces(vec!["a".parse().unwrap(), "b".parse().unwrap()]);
         let mut lists = Lists::new(&scope, BTreeSet::from(["pods", "services"]));
         let mut note = |watch, place, complete| {
             assert!(lists.note(Listing { watch, place, complete }));

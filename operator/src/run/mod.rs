@@ -3,8 +3,9 @@
 //! Owns the process: connection, lease, tasks and their end. It *must not* decide what the library can decide, and nothing here
 //! writes before the lease is held. Promises: an unchanged world is not written to; an object that is wrong hurts itself alone;
 //! when the lease or a task is lost the process ends, as whoever starts it anew does what is right then.
-//! Reading order: this file, `controller.rs`, `phases/mod.rs`, `phases/apply.rs`, `lease.rs`, `client.rs`.
+//! Reading order: this file, `controller.rs`, `phases/mod.rs`, `phases/apply.rs`, `lease.rs`, `access.rs`, `client.rs`.
 
+mod access;
 mod client;
 mod clock;
 mod controller;
@@ -23,6 +24,7 @@ mod telemetry;
 mod watch;
 mod world;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,12 +38,16 @@ use tokio::sync::watch as signal_watch;
 use tokio::task::JoinSet;
 
 use crate::cli::{Exit, RunArgs};
-use client::Fence;
+use crate::names::{Namespace, PodName};
+use access::Access;
+use client::{Clients, Fence};
 use controller::Controller;
 use lease::{Holder, Place};
 use phases::Context;
 use pods::PodDirectory;
 use telemetry::{Health, LogLevel, Metrics, Source};
+
+pub(crate) use telemetry::LogFilter;
 
 const LEASE: &str = "certeus-operator";
 /// Where a pod finds its namespace when nobody told it.
@@ -57,7 +63,7 @@ pub(crate) enum Error {
     #[error("metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
-    Client(#[from] client::Error),
+    Access(#[from] access::Error),
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -75,7 +81,7 @@ pub(crate) enum Error {
 impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Client(_) => Exit::NoCluster,
+            Self::Access(_) => Exit::NoCluster,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Exit::AddressInUse,
             Self::Lease(_) => Exit::LeaseLost,
             Self::Log(_) | Self::Metrics(_) | Self::Listen { .. } | Self::Start(_) | Self::Ended(_) => {
@@ -91,7 +97,7 @@ pub(crate) enum Scope {
     /// In all namespaces; needs cluster roles.
     All,
     /// In these, which are not empty; needs roles in each.
-    Namespaces(Vec<String>),
+    Namespaces(Vec<Namespace>),
 }
 
 impl Scope {
@@ -99,7 +105,7 @@ impl Scope {
     pub(crate) fn place(&self, namespace: &str) -> Option<usize> {
         match self {
             Self::All => Some(0),
-            Self::Namespaces(names) => names.iter().position(|name| name == namespace),
+            Self::Namespaces(names) => names.iter().position(|name| name.as_str() == namespace),
         }
     }
 
@@ -109,6 +115,18 @@ impl Scope {
             Self::All => vec![None],
             Self::Namespaces(namespaces) => {
                 namespaces.iter().map(|namespace| Some(namespace.as_str())).collect()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all namespaces"),
+            Self::Namespaces(namespaces) => {
+                let names: Vec<&str> = namespaces.iter().map(Namespace::as_str).collect();
+                f.write_str(&names.join(", "))
             }
         }
     }
@@ -142,51 +160,53 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
     let health = Arc::new(Health::new());
     // Closed until the lease is held.
     let fence = Arc::new(Fence::new(Duration::ZERO));
-    let clients = client::connect(&metrics, &fence).await?;
+    let Access { config, namespace, server: api_server } = access::find().await?;
+    let Clients { fenced, lease } =
+        client::connect(config, &metrics, &fence).map_err(|error| api_server.unusable(&error))?;
     let listener =
         TcpListener::bind(listen).await.map_err(|source| Error::Listen { address: listen, source })?;
     let address = listener.local_addr().map_err(Error::Start)?;
     let identity = identity(pod_name);
-    let own_namespace = pod_namespace
-        .or_else(|| std::fs::read_to_string(NAMESPACE_FILE).ok())
-        .unwrap_or(clients.default_namespace);
+    let mounted = || std::fs::read_to_string(NAMESPACE_FILE).ok()?.trim().parse().ok();
     let place = Place {
-        namespace: lease_namespace.unwrap_or(own_namespace).trim().to_owned(),
+        namespace: lease_namespace.or(pod_namespace).or_else(mounted).unwrap_or(namespace),
         name: LEASE.to_owned(),
         identity: identity.clone(),
     };
     tracing::info!(
         version = certeus_operator::version(),
         listen.address = %address,
-        lease.namespace = place.namespace,
+        lease.namespace = %place.namespace,
         lease.identity = identity,
-        scope = ?scope,
+        scope = %scope,
+        server.address = api_server.address,
+        server.credentials = api_server.credentials,
         "certeus-operator starts"
     );
     let server = tokio::spawn(telemetry::serve(listener, Arc::clone(&metrics), Arc::clone(&health), level));
     let (stop, mut stopped) = signal_watch::channel(false);
     tokio::spawn(until_signal(stop).await?);
 
-    if !discovery::wait_for_kinds(&clients.fenced, &health, &mut stopped).await {
+    if !discovery::wait_for_kinds(&fenced, &api_server, &health, &mut stopped).await {
         return Ok(());
     }
     health.forget(Source::Controller);
     // Standing by is being ready: the next rollout step of the operator's own Deployment waits for it.
     health.wait_for(None);
-    let mut holder = Holder::new(clients.lease, place, fence, Arc::clone(&metrics), Arc::clone(&health));
+    let mut holder = Holder::new(lease, place, fence, Arc::clone(&metrics), Arc::clone(&health));
     if !holder.acquire(&mut stopped).await {
         return Ok(());
     }
     health.wait_for(Some("reading what there is".to_owned()));
     let reporter = Reporter { controller: "certeus.io/operator".to_owned(), instance: Some(identity) };
     let context = Arc::new(Context {
-        recorder: Recorder::new(clients.fenced.clone(), reporter),
-        client: clients.fenced.clone(),
+        recorder: Recorder::new(fenced.clone(), reporter),
+        client: fenced.clone(),
         pods: PodDirectory::new(),
         metrics: Arc::clone(&metrics),
     });
     let rules = rules::Context {
-        client: clients.fenced,
+        client: fenced,
         scope: scope.clone(),
         pods: context.pods.clone(),
         metrics,
@@ -235,18 +255,18 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
     result
 }
 
-fn scope(mut namespaces: Vec<String>) -> Scope {
-    namespaces.retain(|namespace| !namespace.is_empty());
+fn scope(mut namespaces: Vec<Namespace>) -> Scope {
     namespaces.sort_unstable();
     namespaces.dedup();
     if namespaces.is_empty() { Scope::All } else { Scope::Namespaces(namespaces) }
 }
 
 /// Who holds the lease: readable, and never what an earlier process of the same pod was called.
-fn identity(pod_name: Option<String>) -> String {
+fn identity(pod_name: Option<PodName>) -> String {
     let host =
         || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
-    let name = pod_name.or_else(host).unwrap_or_else(|| "certeus-operator".to_owned());
+    let name =
+        pod_name.map(|name| name.to_string()).or_else(host).unwrap_or_else(|| "certeus-operator".to_owned());
     format!("{name}_{:08x}", rand::rng().random::<u32>())
 }
 

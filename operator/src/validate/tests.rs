@@ -105,8 +105,18 @@ fn refuses_resources_that_do_not_fit() {
         "spec.resources.requests.cpu: must not be above the limit of 1500m; \
          spec.resources.requests.memory: must not be above the limit of 1G",
     );
-    let errors = validate(&cluster("demo", &with("{ requests: { cpu: much } }"))).unwrap_err();
-    assert!(errors[0].to_string().starts_with("spec.resources.requests.cpu: \"much\" is not a quantity"));
+    // One mistake, one error.
+    for list in ["requests", "limits"] {
+        let errors =
+            validate(&cluster("demo", &with(&format!("{{ {list}: {{ cpu: much }} }}")))).unwrap_err();
+        let [error] = &errors[..] else { panic!("{errors:?}") };
+        assert_eq!(error.path, format!("spec.resources.{list}.cpu"));
+        assert!(error.problem.starts_with("\"much\" is not a quantity"), "{error}");
+    }
+    check(
+        &with("{ requests: { cpu: -1, memory: 1Gi } }"),
+        "spec.resources.requests.cpu: quantity \"-1\" is negative",
+    );
 }
 
 #[test]

@@ -343,7 +343,7 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
         let directory = PodDirectory::new();
         let pods = world.pods.take();
         directory.set(&ObjectKey::new("ns", "demo"), pods);
-        let scope = Scope::Namespaces(vec!["other".to_owned(), "ns".to_owned()]);
+        let scope = Scope::Namespaces(vec!["other".parse().unwrap(), "ns".parse().unwrap()]);
         let mut keeper = Keeper::new(world.tools.clone(), directory, scope);
         let mut later = Duration::ZERO;
         let mut settle = async |changes: Vec<Change>| {

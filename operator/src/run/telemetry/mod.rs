@@ -6,7 +6,7 @@ mod log;
 mod server;
 
 pub(crate) use health::{Health, Source};
-pub(crate) use log::{Error as LogError, LogLevel};
+pub(crate) use log::{Error as LogError, LogFilter, LogLevel};
 pub(crate) use server::serve;
 
 use prometheus::core::Collector;

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::log::FILTER_BYTES_MAX;
-use super::{Health, LogLevel, Metrics};
+use super::{Health, LogFilter, LogLevel, Metrics};
 use crate::run::clock;
 
 /// Probes and scrapers; each needs one connection.
@@ -113,12 +113,16 @@ async fn set_level(request: Request<Incoming>, state: &State) -> Response<Full<B
         return text(StatusCode::BAD_REQUEST, format!("send a level of at most {FILTER_BYTES_MAX} bytes\n"));
     };
     let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
-    match state.level.set(&level) {
+    let filter: LogFilter = match level.parse() {
+        Ok(filter) => filter,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    match state.level.set(&filter) {
         Ok(()) => {
             tracing::info!(log.level = level, "log level changed");
             text(StatusCode::OK, format!("{level}\n"))
         }
-        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
