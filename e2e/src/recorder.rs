@@ -367,7 +367,7 @@ fn interpret(reply: &Reply, spool: bool) -> Verdict {
         (429, _) => Verdict::Full,
         // The request before it is in another pod's spool, which was killed.
         (409, "sequence-gap") if spool => Verdict::Refused,
-        (408, _) | (503, "unavailable" | "draining" | "log-refused") => Verdict::Refused,
+        (408, _) | (503, "unavailable" | "draining" | "log-unchecked" | "log-refused") => Verdict::Refused,
         _ => surprise(),
     }
 }

@@ -43,6 +43,14 @@ impl PodScrape {
     fn seen_phase(&self) -> PodPhase {
         phase_with(self.phase, self.latest.as_ref().map_err(|reason| *reason))
     }
+
+    /// Whether it reaches the database, and commits nothing before that was compared with the signed log.
+    #[must_use]
+    pub fn waits_for_log(&self) -> bool {
+        self.latest
+            .as_ref()
+            .is_ok_and(|sample| (sample.database_up, sample.log_checked) == (Ok(1.0), Ok(0.0)))
+    }
 }
 
 fn phase_with(phase: PodPhase, latest: Result<&MetricsSample, MissingReason>) -> PodPhase {

@@ -15,6 +15,14 @@ pub mod validate;
 /// another version from it without compiling one.
 pub static PRODUCT: &str = concat!("certeus-operator/", env!("CARGO_PKG_VERSION"));
 
+/// A number with what is counted, such as `1 rule` and `2 rules`.
+#[must_use]
+pub fn counted(number: impl std::fmt::Display, noun: &str) -> String {
+    let number = number.to_string();
+    let ending = if number == "1" { "" } else { "s" };
+    format!("{number} {noun}{ending}")
+}
+
 /// The version of this program, and of the data plane that is released with it.
 #[must_use]
 pub fn version() -> &'static str {

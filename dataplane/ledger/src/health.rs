@@ -5,6 +5,7 @@
 //!
 //! The lock guards the breaker, is held for one decision, and never over an await.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Tomorrow's partition is made at the latest this long before midnight.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(3600);
 const OPEN_RETRY: Duration = Duration::from_millis(500);
+/// Between two looks at the database while commits wait for the log.
+const COMPARING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether commits go through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub enum Availability {
         /// Why not, once that is known.
         reason: Option<Arc<str>>,
     },
+    /// The database is there. Commits wait until it was compared with the signed log: what is behind that must take none.
+    Comparing,
     /// Commits go through.
     Available,
     /// The database is away.
@@ -41,6 +46,14 @@ pub enum Availability {
         /// What it said last.
         reason: Arc<str>,
     },
+}
+
+impl Availability {
+    /// Whether the database would take commits, as far as is known.
+    #[must_use]
+    pub fn database_is_up(&self) -> bool {
+        matches!(self, Self::Comparing | Self::Available)
+    }
 }
 
 /// The breaker, and who watches it.
@@ -66,11 +79,13 @@ impl Health {
         self.lock().admit()
     }
 
-    /// Whether the database is known to be away. Before the first attempt to open it is over, nobody knows.
+    /// Whether commits are known not to go through. Before the first attempt to open it is over, nobody knows.
     pub(crate) fn is_away(&self) -> bool {
         match &*self.availability.borrow() {
             Availability::Available | Availability::Starting { reason: None } => false,
-            Availability::Starting { reason: Some(_) } | Availability::Unavailable { .. } => true,
+            Availability::Starting { reason: Some(_) }
+            | Availability::Comparing
+            | Availability::Unavailable { .. } => true,
         }
     }
 
@@ -112,7 +127,7 @@ impl Health {
         let next = match (after, shown, reason) {
             (BreakerState::Closed, ..) => Availability::Available,
             // Not reached yet is not the same as lost.
-            (_, Availability::Starting { reason }, _) => Availability::Starting { reason },
+            (_, starting @ (Availability::Starting { .. } | Availability::Comparing), _) => starting,
             (_, Availability::Unavailable { .. } | Availability::Available, Some(reason)) => {
                 Availability::Unavailable { reason: reason.into() }
             }
@@ -148,6 +163,15 @@ impl Health {
         self.availability.send_replace(Availability::Starting { reason: Some(reason.into()) });
     }
 
+    /// The database is open, and commits wait for the log.
+    fn compares(&self, metrics: &Metrics, looked: Result<(), String>) {
+        metrics.set_database_up(looked.is_ok());
+        self.availability.send_replace(match looked {
+            Ok(()) => Availability::Comparing,
+            Err(reason) => Availability::Unavailable { reason: reason.into() },
+        });
+    }
+
     fn lock(&self) -> MutexGuard<'_, Breaker> {
         // A breaker is one plain value: there is no half-changed state to fear.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
@@ -163,12 +187,10 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
         health.cannot_open(&reason);
         tokio::time::sleep(OPEN_RETRY).await;
     }
-    // Events must not be added to a database that is behind the signed log.
-    health.cannot_open("the signed log is being compared with the database");
-    shared.log.checked().await;
+    let mut connection = None;
+    log_checked(&shared, &mut connection).await;
     // Whoever could migrate the schema can commit.
     health.committed(metrics);
-    let mut connection = None;
     let mut partitions_made = Instant::now();
     loop {
         let changed = health.changed.notified();
@@ -191,6 +213,25 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
             }
         }
     }
+}
+
+/// Waits until the log was compared with the database: events must not be added to one that is behind it. The anchor may keep
+/// this waiting for long, and the database may go meanwhile.
+async fn log_checked(shared: &Shared, connection: &mut Option<Connection>) {
+    let Shared { health, metrics, log, .. } = shared;
+    let mut checked = pin!(log.checked());
+    health.compares(metrics, Ok(()));
+    loop {
+        let looked = async {
+            tokio::time::sleep(COMPARING_INTERVAL).await;
+            look(shared, connection, Probe::Answers).await
+        };
+        tokio::select! {
+            () = &mut checked => break,
+            looked = looked => health.compares(metrics, looked),
+        }
+    }
+    log.metrics.checked.set(1);
 }
 
 async fn open(shared: &Shared) -> Result<(), SchemaError> {

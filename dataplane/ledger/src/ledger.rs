@@ -86,6 +86,9 @@ pub enum AppendError {
     /// The database is known to be away.
     #[error("the database is not available")]
     Unavailable,
+    /// The database was not compared with the signed log yet.
+    #[error("the database was not compared with the signed log yet: nothing is committed before that")]
+    LogUnchecked,
     /// The database does not have what the log was signed for.
     #[error("the database does not match the signed log: nothing is taken until that is put right")]
     LogRefused,
@@ -104,7 +107,7 @@ impl AppendError {
         match self {
             Self::Refused(Refusal::Full) => Class::Overloaded,
             Self::Refused(Refusal::TooLarge) => Class::Invalid,
-            Self::Refused(Refusal::Closed) | Self::Unavailable => Class::Unavailable,
+            Self::Refused(Refusal::Closed) | Self::Unavailable | Self::LogUnchecked => Class::Unavailable,
             Self::LogRefused => Class::Corrupt,
             Self::Commit(error) => error.class(),
             Self::Spool(error) => error.class(),
@@ -234,7 +237,12 @@ impl Ledger {
             return Err(AppendError::LogRefused);
         }
         if !self.shared.health.admit() {
-            return Err(AppendError::Unavailable);
+            return Err(match self.availability() {
+                Availability::Comparing => AppendError::LogUnchecked,
+                Availability::Starting { .. }
+                | Availability::Available
+                | Availability::Unavailable { .. } => AppendError::Unavailable,
+            });
         }
         self.commit(submission).await.map_err(|(error, _)| error)
     }
@@ -334,7 +342,7 @@ impl Ledger {
         }
     }
 
-    /// Whether the database is away and the spool takes its place.
+    /// Whether commits do not go through and the spool takes the database's place.
     #[must_use]
     pub fn is_spooling(&self) -> bool {
         self.shared.health.is_away() && self.spool_status().is_some_and(|spool| spool.takes_requests())

@@ -29,6 +29,9 @@ use crate::ledger::Ledger;
 use crate::metrics::LogMetrics;
 use crate::store::ReadError;
 
+/// A writer that connects waits no longer for the anchor: it would count its attempt as one that the database did not answer.
+const KNOWN_WAIT: Duration = Duration::from_secs(2);
+
 /// What the log needs to be signed.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -116,7 +119,10 @@ pub enum LogState {
     /// No signing key is configured.
     Off,
     /// Not yet compared with the database.
-    Unchecked,
+    Unchecked {
+        /// Why the anchor could not be used, when that is what keeps it.
+        anchor_failure: Option<Arc<str>>,
+    },
     /// Database and log agree.
     Agreed,
     /// They do not: nothing is signed, and no event is taken.
@@ -211,7 +217,8 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn new(config: Option<LogConfig>, metrics: LogMetrics) -> Self {
-        let state = if config.is_some() { LogState::Unchecked } else { LogState::Off };
+        let state =
+            if config.is_some() { LogState::Unchecked { anchor_failure: None } } else { LogState::Off };
         Self {
             config,
             latest: watch::Sender::new(None),
@@ -245,7 +252,8 @@ impl Log {
     /// anchor. An anchor that cannot be read, or trusted, is the sealer's to report.
     pub(crate) async fn known_size(&self) -> u64 {
         let Some(LogConfig { keys, anchor: Some(anchor), .. }) = &self.config else { return self.size() };
-        let anchored = anchor.read().await.ok().flatten();
+        let read = tokio::time::timeout(KNOWN_WAIT, anchor.read()).await;
+        let anchored = read.ok().and_then(|read| read.ok().flatten());
         let anchored = anchored.and_then(|text| keys.verify(&text).ok()).map_or(0, |found| found.size());
         anchored.max(self.size())
     }
@@ -253,7 +261,30 @@ impl Log {
     /// Waits until the log was compared with the database, if it is signed.
     pub(crate) async fn checked(&self) {
         // The sender lives in `self`, so this waits for the state and nothing else.
-        let _state = self.state.subscribe().wait_for(|state| *state != LogState::Unchecked).await.map(drop);
+        let checked = |state: &LogState| !matches!(state, LogState::Unchecked { .. });
+        let _state = self.state.subscribe().wait_for(checked).await.map(drop);
+    }
+
+    /// The anchor could not be read or set.
+    pub(crate) fn anchor_failed(&self, error: &AnchorError) {
+        self.metrics.anchor_failures.inc();
+        self.still_unchecked(Some(crate::postgres::describe(error).into()));
+    }
+
+    /// Another attempt to compare the log with the database failed. Does nothing once one succeeded.
+    pub(crate) fn still_unchecked(&self, failure: Option<Arc<str>>) {
+        self.state.send_if_modified(|state| {
+            let LogState::Unchecked { anchor_failure } = state else { return false };
+            let changed = *anchor_failure != failure;
+            if changed && let Some(reason) = &failure {
+                tracing::error!(
+                    reason = &**reason,
+                    "cannot use the anchor: nothing is committed until it was read"
+                );
+            }
+            *anchor_failure = failure;
+            changed
+        });
     }
 
     /// Log and database agree.

@@ -288,9 +288,14 @@ impl Metrics {
         self.spool_oldest_age.set(oldest_age.as_secs_f64());
     }
 
+    /// Shows whether the database takes commits, or would if there were any.
+    pub(crate) fn set_database_up(&self, up: bool) {
+        self.database_up.set(i64::from(up));
+    }
+
     /// Shows the breaker's state after something happened.
     pub(crate) fn set_breaker(&self, before: BreakerState, after: BreakerState) {
-        self.database_up.set(i64::from(after == BreakerState::Closed));
+        self.set_database_up(after == BreakerState::Closed);
         for (state, gauge) in &self.breaker_state {
             gauge.set(i64::from(*state == after));
         }
@@ -349,6 +354,7 @@ pub(crate) struct LogMetrics {
     pub(crate) checkpoint_age: Gauge,
     pub(crate) leader: IntGauge,
     pub(crate) epoch: IntGauge,
+    pub(crate) checked: IntGauge,
     pub(crate) refused: IntGauge,
     pub(crate) refusals: IntCounter,
     pub(crate) publish_duration: Histogram,
@@ -385,6 +391,10 @@ impl LogMetrics {
             checkpoint_age,
             leader: gauge("certeus_ledger_log_leader", "Whether this pod seals the log (1) or follows (0).")?,
             epoch: gauge("certeus_ledger_log_epoch", "Epoch of the sealer, raised whenever one takes over.")?,
+            checked: gauge(
+                "certeus_ledger_log_checked",
+                "Whether the database was compared with the signed log since the start (1), or commits wait for that (0).",
+            )?,
             refused: gauge(
                 "certeus_ledger_log_refused",
                 "Whether nothing is signed because database and log do not match (1) or not (0).",

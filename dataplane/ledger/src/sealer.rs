@@ -67,7 +67,12 @@ pub(crate) async fn run(ledger: Ledger) {
     let mut told = String::new();
     loop {
         let Err(failed) = follow(&ledger, &config).await;
-        ledger.shared().log.metrics.leader.set(0);
+        let log = &ledger.shared().log;
+        log.metrics.leader.set(0);
+        match &failed {
+            Failed::Anchor(error) => log.anchor_failed(error),
+            Failed::Sql(_) | Failed::Log(_) | Failed::Ended | Failed::Timeout => log.still_unchecked(None),
+        }
         let reason = describe(&failed);
         // Until the schema is there, and while the database is away, others say why.
         let told_elsewhere = failed.is_of_database() && !ledger.shared().is_available();
@@ -253,7 +258,7 @@ impl Pod<'_> {
     }
 
     fn anchor_failed(&self, error: &AnchorError) -> &'static str {
-        self.log.metrics.anchor_failures.inc();
+        self.log.anchor_failed(error);
         tracing::error!(
             reason = describe(error),
             "cannot use the anchor: nothing is signed until that works"

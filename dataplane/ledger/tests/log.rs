@@ -20,6 +20,8 @@ use certeus_tlog::{Hash, leaf_hash};
 use tokio_postgres::{Client, NoTls};
 
 const WAIT: Duration = Duration::from_secs(30);
+const KILL_ALL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+     WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
 
 fn key(seed: u8) -> SignerKey {
     SignerKey::from_seed("log.example/default", Algorithm::Ed25519, [seed; 32]).unwrap()
@@ -115,7 +117,7 @@ impl Pod {
     async fn refuses(&self, expected: &str) {
         let refuses = async || match self.ledger.log_state() {
             LogState::Refused { reason } => reason.contains(expected),
-            LogState::Off | LogState::Unchecked | LogState::Agreed => false,
+            LogState::Off | LogState::Unchecked { .. } | LogState::Agreed => false,
         };
         until(expected, refuses).await;
         assert!(self.metric("certeus_ledger_log_refused") > 0.5);
@@ -503,5 +505,84 @@ async fn a_running_pod_remembers_what_it_has_shown() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(client.query_one(heads, &[]).await.unwrap().get::<_, i64>(0), 0);
     assert_eq!(pod.ledger.append(request(30, 1)).await.unwrap_err(), AppendError::LogRefused);
+    pod.close().await;
+}
+
+/// Whether the database is behind the log nobody knows without the anchor: nothing is committed, and the database is not blamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_starts_without_its_anchor_commits_nothing_and_says_why() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let client = sql(&pg.url()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let [anchor, aside] = ["anchor", "aside"].map(|name| folder.path().join(name));
+    // Without a head in the database the sealer meets the anchor first, with one whoever follows.
+    for size in [0, 10] {
+        if size > 0 {
+            std::fs::rename(&anchor, &aside).unwrap();
+        }
+        std::fs::create_dir(&anchor).unwrap();
+        let pod = Pod::start(&pg.url(), 1, Some(&anchor));
+        let waits = async || {
+            let told = matches!(pod.ledger.log_state(), LogState::Unchecked { anchor_failure: Some(_) });
+            told && pod.ledger.availability() == Availability::Comparing
+        };
+        until("the anchor's failure", waits).await;
+        let gauges = || {
+            ["certeus_ledger_database_up", "certeus_ledger_log_checked"].map(|name| pod.metric(name) > 0.5)
+        };
+        assert!(pod.metric("certeus_ledger_log_anchor_failures_total") > 0.5);
+        assert_eq!(gauges(), [true, false]);
+        assert_eq!(pod.ledger.append(request(size, 1)).await.unwrap_err(), AppendError::LogUnchecked);
+
+        // The database goes meanwhile.
+        let read_only = async |on: &str| {
+            let alter = format!(
+                "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = {on}', \
+                 current_database()); END $$"
+            );
+            client.batch_execute(&alter).await.unwrap();
+            client.query(KILL_ALL, &[]).await.unwrap();
+        };
+        read_only("on").await;
+        let is_away = async || matches!(pod.ledger.availability(), Availability::Unavailable { .. });
+        until("the database to be away", is_away).await;
+        assert_eq!(gauges(), [false, false]);
+        assert_eq!(pod.ledger.append(request(size, 1)).await.unwrap_err(), AppendError::Unavailable);
+        read_only("off").await;
+        until("the database to be back", waits).await;
+
+        std::fs::remove_dir(&anchor).unwrap();
+        if size > 0 {
+            std::fs::rename(&aside, &anchor).unwrap();
+        }
+        let pod = pod.ready().await;
+        assert_eq!(pod.append(size, 10).await, size as u64);
+        pod.sealed(size as u64 + 10).await;
+        assert!(pod.metric("certeus_ledger_log_checked") > 0.5);
+        pod.close().await;
+    }
+}
+
+/// An anchor that never answers, as a folder on the network may, keeps the log from being signed and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_pod_commits_over_new_connections_while_its_anchor_hangs() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let anchor = folder.path().join("anchor");
+    let pod = Pod::start(&pg.url(), 1, Some(&anchor)).ready().await;
+    pod.append(0, 10).await;
+    pod.sealed(10).await;
+    std::fs::remove_file(&anchor).unwrap();
+    // Who opens it to read waits for somebody to write.
+    assert!(std::process::Command::new("mkfifo").arg(&anchor).status().unwrap().success());
+    sql(&pg.url()).await.query(KILL_ALL, &[]).await.unwrap();
+    let appended = pod.ledger.append(request(10, 10)).await;
+    let availability = pod.ledger.availability();
+    // Lets go of those who wait.
+    let hold = std::fs::File::options().read(true).write(true).open(&anchor).unwrap();
+    std::fs::remove_file(&anchor).unwrap();
+    drop(hold);
+    assert_eq!(appended.map(|receipt| receipt.first_index), Ok(10));
+    assert_eq!(availability, Availability::Available);
     pod.close().await;
 }

@@ -62,6 +62,8 @@ pub(crate) enum Code {
     Overloaded,
     /// The database is away; nothing was stored.
     Unavailable,
+    /// The database was not compared with the signed log yet; nothing was stored.
+    LogUnchecked,
     /// The database does not have what the log was signed for; nothing was stored.
     LogRefused,
     /// The log is not signed here.
@@ -114,6 +116,7 @@ impl Code {
             Self::ProducerFenced => "producer-fenced",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
+            Self::LogUnchecked => "log-unchecked",
             Self::LogRefused => "log-refused",
             Self::SealingOff => "sealing-off",
             Self::NotSealed => "not-sealed",
@@ -154,6 +157,7 @@ impl Code {
             Self::Unavailable
             | Self::Draining
             | Self::OutcomeUnknown
+            | Self::LogUnchecked
             | Self::LogRefused
             | Self::RulesNotWritten => StatusCode::SERVICE_UNAVAILABLE,
             Self::SealingOff => StatusCode::NOT_IMPLEMENTED,
@@ -185,6 +189,7 @@ impl Code {
             Self::ProducerFenced => "The producer has a newer epoch; nothing was stored",
             Self::Overloaded => "Too much is waiting already; nothing was stored",
             Self::Unavailable => "The database is not available; nothing was stored",
+            Self::LogUnchecked => "The database was not compared with the signed log yet; nothing was stored",
             Self::LogRefused => "The database does not match the signed log; nothing was stored",
             Self::SealingOff => "The log is not signed here",
             Self::NotSealed => "Not in a signed checkpoint yet",
@@ -207,6 +212,7 @@ impl Code {
         match self {
             Self::Overloaded
             | Self::Unavailable
+            | Self::LogUnchecked
             | Self::Draining
             | Self::OutcomeUnknown
             | Self::NotSealed => Some("1"),
@@ -365,6 +371,7 @@ impl From<AppendError> for Error {
             AppendError::Refused(Refusal::TooLarge) => Code::TooLarge,
             AppendError::Refused(Refusal::Closed) => Code::Draining,
             AppendError::Unavailable | AppendError::Commit(CommitError::Unavailable) => Code::Unavailable,
+            AppendError::LogUnchecked => Code::LogUnchecked,
             AppendError::LogRefused => Code::LogRefused,
             AppendError::Commit(CommitError::OutcomeUnknown) | AppendError::Spool(SpoolError::Unknown) => {
                 Code::OutcomeUnknown

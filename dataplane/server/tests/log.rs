@@ -362,3 +362,55 @@ fn a_sealer_that_is_stopped_loses_its_place_and_comes_back_as_a_follower() {
     let hashes: Vec<Hash> = reply.text().lines().map(|line| line.parse().unwrap()).collect();
     verify_consistency(early.size(), latest.size(), &early.root(), &latest.root(), &hashes).unwrap();
 }
+
+/// A bucket that takes connections and never answers is no trouble of the database, and is told as what it is.
+#[test]
+fn a_pod_that_starts_without_its_anchor_says_so_and_commits_nothing() {
+    let pg = postgres();
+    let signing = secret(1, Algorithm::Ed25519);
+    let pod =
+        Pod::start(&pg.url(), &Settings { env: &[("CERTEUS_SIGNING_KEY", &signing)], ..Settings::default() });
+    append(&pod.ready(), 3, "?ack=sealed");
+
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let env = [
+        ("CERTEUS_SIGNING_KEY", &*signing),
+        ("CERTEUS_LOG_ANCHOR", "s3://bucket/anchor"),
+        ("AWS_ENDPOINT", &*endpoint),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "x"),
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+    ];
+    let pod = Pod::start(&pg.url(), &Settings { env: &env, ..Settings::default() });
+    let metric = |name: &str| {
+        let page = request(pod.admin, "GET", "/metrics", &[], b"");
+        let value = page.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{name} is not reported")).parse::<u64>().unwrap()
+    };
+    let started = Instant::now();
+    while metric("certeus_ledger_log_anchor_failures_total") == 0 {
+        assert!(started.elapsed() < Duration::from_secs(30), "the failure is not counted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(metric("certeus_ledger_database_up"), 1);
+    assert_eq!(metric("certeus_ledger_log_checked"), 0);
+    let detailed = pod.get("/health/detailed");
+    let components = detailed.json()["components"].clone();
+    let component = |name: &str| {
+        let found = components.as_array().unwrap().iter().find(|component| component["name"] == name);
+        let found = found.unwrap().clone();
+        (found["healthy"] == json!(true), found["message"].as_str().unwrap().to_owned())
+    };
+    assert_eq!((detailed.status, component("database").0), (503, true), "{components}");
+    let (healthy, message) = component("log");
+    assert!(!healthy && message.starts_with("the anchor cannot be used"), "{message}");
+    let told = pod.get("/v1/ledger/health").json();
+    assert_eq!(told["status"], json!("starting"));
+    assert!(told["reason"].as_str().unwrap().starts_with("cannot use the anchor: "), "{told}");
+    assert_eq!(pod.get("/health/ready").status, 503);
+    let refused = pod.post("/v1/ledger/events", &[JSON], lines(1).as_bytes());
+    assert_eq!(refused.problem(), (503, "log-unchecked".to_owned()));
+    assert_eq!(pod.get("/v1/ledger/events").status, 200);
+}

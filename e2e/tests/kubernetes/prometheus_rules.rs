@@ -67,10 +67,10 @@ fn prometheus_rules_with_the_label_reach_the_pods_follow_edits_and_go() {
     let first = ["prometheusrule..latency@1"];
     world.wait("the rules", IN_TIME, || has(&world, "trades-0", &first));
     world.wait("the word of it", SOON, || {
-        told(&world, "Loaded") == "latency: 2 rules in 1 groups are in all 1 pods\n"
+        told(&world, "Loaded") == "latency: 2 rules in 1 group are in 1 of 1 pods\n"
     });
     let partial = told(&world, "Partial");
-    assert!(partial.contains("left out: 1 recording rules; without effect: limit"), "{partial}");
+    assert!(partial.contains("left out: 1 recording rule; without effect: limit"), "{partial}");
     let astray = told(&world, "ClusterNotFound");
     assert!(astray.starts_with("astray: there is no LedgerCluster \"trade\""), "{astray}");
 

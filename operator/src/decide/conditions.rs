@@ -6,6 +6,7 @@ use certeus_autoscale::{Decision, PodPhase, Reason as ScalingReason};
 use super::PodScrape;
 use super::status::{Observed, Surroundings};
 use super::words::{ConditionReason, ConditionType};
+use crate::counted;
 use crate::validate::{Cluster, DatabaseSource, Scaling};
 
 /// Problems and names that one message lists; of more it says how many.
@@ -39,6 +40,7 @@ pub(super) struct Count {
     failed: u32,
     reporting: u32,
     without_database: u32,
+    unchecked: u32,
 }
 
 impl Count {
@@ -54,7 +56,16 @@ impl Count {
             failed: count(&|pod| pod.phase == PodPhase::Failed),
             reporting: count(&|pod| database(pod).is_some()),
             without_database: count(&|pod| database(pod) == Some(0.0)),
+            unchecked: count(&PodScrape::waits_for_log),
         }
+    }
+
+    fn unchecked_message(&self) -> String {
+        let Self { unchecked, all, .. } = self;
+        format!(
+            "{unchecked} of {all} pods reach the database and commit nothing: they could not compare it with the signed \
+             log yet, mostly as they cannot read the anchor (spec.log.anchor)"
+        )
     }
 }
 
@@ -110,7 +121,7 @@ fn progressing(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Fin
     } else if replicas < desired {
         (true, R::AddingPods, format!("{replicas} of {desired} pods exist"))
     } else if replicas > desired {
-        (true, R::RemovingPods, format!("{} pods drain", replicas - desired))
+        (true, R::RemovingPods, format!("{} draining", counted(replicas - desired, "pod")))
     } else if outdated > 0 {
         (true, R::RollingOut, format!("{outdated} of {desired} pods are yet to be replaced"))
     } else if ready < desired {
@@ -118,7 +129,7 @@ fn progressing(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Fin
     } else if cluster.stopped {
         (false, R::Stopped, "no pod runs".to_owned())
     } else {
-        (false, R::Stable, format!("all {desired} pods are ready"))
+        (false, R::Stable, format!("{desired} of {desired} pods are ready"))
     };
     Finding::new(ConditionType::Progressing, holds, reason, message)
 }
@@ -133,8 +144,10 @@ fn degraded(observed: &Observed<'_>, count: &Count) -> Finding {
     if count.without_database > 0 {
         let message = format!("{} of {} pods cannot reach the database", count.without_database, count.all);
         Finding::new(kind, true, ConditionReason::DatabaseUnavailable, message)
+    } else if count.unchecked > 0 {
+        Finding::new(kind, true, ConditionReason::LogUnchecked, count.unchecked_message())
     } else if count.failed > 0 {
-        let message = format!("{} pods ended and were not restarted", count.failed);
+        let message = format!("{} of {} pods ended and were not restarted", count.failed, count.all);
         Finding::new(kind, true, ConditionReason::PodsFailed, message)
     } else {
         Finding::new(kind, false, ConditionReason::AsExpected, "")
@@ -208,15 +221,18 @@ fn scaling_limited(decision: Option<&Decision>) -> Finding {
 }
 
 fn database_reachable(count: &Count) -> Finding {
-    use ConditionReason::{NotReported, Reachable, Unreachable};
+    use ConditionReason::{LogUnchecked, NotReported, Reachable, Unreachable};
     let kind = ConditionType::DatabaseReachable;
     if count.reporting == 0 {
         Finding::new(kind, None, NotReported, "no pod reports whether it can commit")
-    } else if count.without_database == 0 {
-        Finding::new(kind, true, Reachable, "all pods that report can commit")
-    } else {
+    } else if count.without_database > 0 {
         let message = format!("{} of {} pods cannot commit", count.without_database, count.all);
         Finding::new(kind, false, Unreachable, message)
+    } else if count.unchecked > 0 {
+        // Who waits for this condition waits for pods that commit.
+        Finding::new(kind, false, LogUnchecked, count.unchecked_message())
+    } else {
+        Finding::new(kind, true, Reachable, "all pods that report can commit")
     }
 }
 

@@ -37,6 +37,8 @@ pub struct MetricsSample {
     pub commits: Reading,
     /// `certeus_ledger_database_up`.
     pub database_up: Reading,
+    /// `certeus_ledger_log_checked`.
+    pub log_checked: Reading,
     /// `certeus_draining`.
     pub draining: Reading,
     /// `certeus_ledger_spool_records`.
@@ -73,6 +75,7 @@ pub fn parse(at: Duration, page: &str) -> MetricsSample {
         commit_seconds: get("certeus_ledger_commit_duration_seconds_sum"),
         commits: get("certeus_ledger_commit_duration_seconds_count"),
         database_up: get("certeus_ledger_database_up"),
+        log_checked: get("certeus_ledger_log_checked"),
         draining: get("certeus_draining"),
         spool_records: get("certeus_ledger_spool_records"),
     }

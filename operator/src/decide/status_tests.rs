@@ -116,6 +116,12 @@ fn status_tells_what_is_wrong() {
         "False Unreachable: 1 of 1 pods cannot commit"
     );
 
+    let without_anchor = pod("demo-0", &page(10.0, 0), &(page(10.1, 0) + "certeus_ledger_log_checked 0\n"));
+    let status = status_of(&scaled(), 1, &[without_anchor], None, 0);
+    assert_eq!(conditions(&status)[2], "Degraded=True LogUnchecked");
+    let database = condition(&status, ConditionType::DatabaseReachable);
+    assert!(database.starts_with("False LogUnchecked: 1 of 1 pods reach the database"), "{database}");
+
     let at_max: Vec<_> = (0..4).map(|n| pod(&format!("demo-{n}"), &page(10.0, 0), &page(10.4, 0))).collect();
     let status = status_of(&scaled(), 4, &at_max, None, 0);
     assert_eq!(
@@ -157,7 +163,7 @@ fn what_the_user_set_shows_as_a_condition_while_it_is_set() {
     let stopping = status_of(&cluster("stopped: true"), 1, &[calm("demo-0")], None, 0);
     assert!(condition(&stopping, ConditionType::Stopped).starts_with("True Stopped: "));
     assert!(condition(&stopping, ConditionType::Ready).starts_with("False Stopped: "));
-    assert_eq!(condition(&stopping, ConditionType::Progressing), "True RemovingPods: 1 pods drain");
+    assert_eq!(condition(&stopping, ConditionType::Progressing), "True RemovingPods: 1 pod draining");
     assert_eq!(stopping.desired_replicas, 0);
     let stopped = status_of(&cluster("stopped: true"), 0, &[], Some(&stopping), 9);
     assert_eq!(condition(&stopped, ConditionType::Progressing), "False Stopped: no pod runs");
@@ -302,6 +308,7 @@ fn any_pod(ordinal: usize) -> impl Strategy<Value = PodScrape> {
     let latest = prop_oneof![
         5 => (0.0..1.0, 0_u32..1000).prop_map(|(cpu, queue)| Some(page(10.0 + cpu, queue))),
         1 => Just(Some(page(10.1, 0).replace("database_up 1", "database_up 0"))),
+        1 => Just(Some(page(10.1, 0) + "certeus_ledger_log_checked 0\n")),
         1 => Just(Some(page(10.1, 0).replace("draining 0", "draining 1"))),
         1 => Just(None),
     ];

@@ -95,8 +95,10 @@ words! {
         DryRun,
         /// Degraded: nothing needs attention.
         AsExpected,
-        /// Degraded: pods report that they cannot commit.
+        /// Degraded: pods report that they cannot reach the database.
         DatabaseUnavailable,
+        /// Degraded, DatabaseReachable: pods report that they could not compare the database with the signed log yet.
+        LogUnchecked,
         /// Degraded: pods ended and were not restarted.
         PodsFailed,
         /// ScalingActive: every trigger has a value.
@@ -113,7 +115,7 @@ words! {
         NotLimited,
         /// DatabaseReachable: all pods that report can commit.
         Reachable,
-        /// DatabaseReachable: pods report that they cannot commit.
+        /// DatabaseReachable: pods report that they cannot reach the database.
         Unreachable,
         /// DatabaseReachable: no pod reports.
         NotReported,

@@ -11,6 +11,7 @@ use kube::core::GroupVersionKind;
 use serde_json::{Map, Value, json};
 
 use super::{Accepted, BODY_BYTES_MAX, validate};
+use crate::counted;
 
 /// The label that gives a `PrometheusRule` to the `LedgerCluster` of this name in the same namespace.
 pub const CLUSTER_LABEL: &str = "certeus.io/cluster";
@@ -67,7 +68,7 @@ pub fn import(mut object: DynamicObject) -> Result<Accepted, Vec<FieldError>> {
     }
     let mut left_out = Vec::new();
     if records > 0 {
-        left_out.push(format!("left out: {records} recording rules"));
+        left_out.push(format!("left out: {}", counted(records, "recording rule")));
     }
     if !ignored.is_empty() {
         let fields: Vec<String> = ignored.into_iter().collect();

@@ -14,12 +14,24 @@ const OPERATORS_MAX: usize = 1024;
 /// What is wrong with it, in words.
 pub(super) fn check(expr: &str) -> Result<(), String> {
     check_size(expr)?;
-    let parsed = parser::parse(expr).map_err(|reason| format!("is not PromQL: {reason}"))?;
+    let parsed = parser::parse(expr).map_err(|reason| format!("is not PromQL: {}", said(expr, reason)))?;
     match parsed.value_type() {
         ValueType::Vector | ValueType::Scalar => Ok(()),
         kind @ (ValueType::Matrix | ValueType::String) => {
             Err(format!("gives a {kind}; a rule needs an instant vector or a scalar"))
         }
+    }
+}
+
+/// The parser keeps to itself where it stopped. Whether it was at the end is found by going on there.
+fn said(expr: &str, reason: String) -> String {
+    let goes_on = |more: &str| parser::parse(&format!("{expr}\n{more}")).is_ok();
+    if goes_on("x") {
+        format!("{reason}: it ends where a metric, a number or a parenthesis should follow")
+    } else if [")", "]", "}"].into_iter().any(goes_on) {
+        format!("{reason}: it ends inside parentheses, brackets or braces")
+    } else {
+        reason
     }
 }
 
@@ -76,6 +88,10 @@ mod tests {
     fn mistakes_are_named() {
         for (expr, words) in [
             ("sum(", "is not PromQL"),
+            ("up ==", "is not PromQL: invalid promql query: it ends where a metric"),
+            ("up > 1 and # why", "it ends where a metric"),
+            ("sum(rate(x[5m])", "it ends inside parentheses"),
+            ("up{job=\"x\"", "it ends inside parentheses"),
             ("sum by (x) rate(y[5m])", "is not PromQL"),
             ("foo bar", "is not PromQL"),
             ("rate(foo)", "expected type"),

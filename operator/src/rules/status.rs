@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Accepted;
+use crate::counted;
 
 /// Reason of the condition `Accepted` of rules of which pods get everything.
 pub const VALID: &str = "Valid";
@@ -111,7 +112,7 @@ fn accepted_condition(
             (false, CLUSTER_NOT_FOUND, format!("there is no LedgerCluster {cluster:?} in this namespace"))
         }
         (Ok(Accepted { groups, rules, left_out, body: _ }), Some(_)) => {
-            let message = format!("{rules} rules in {groups} groups");
+            let message = format!("{} in {}", counted(*rules, "rule"), counted(*groups, "group"));
             if left_out.is_empty() {
                 (true, VALID, message)
             } else {

@@ -240,7 +240,7 @@ fn the_status_says_how_far_the_rules_came() {
         assert_eq!((status.last_error.as_deref(), status.observed_generation), (error, Some(3)));
         assert_eq!(status.state, None);
     };
-    let valid = "Accepted=True Valid: 2 rules in 1 groups";
+    let valid = "Accepted=True Valid: 2 rules in 1 group";
     let all = "Loaded=True AllPods: 2 of 2 pods have loaded this generation";
     check(Ok(()), some(2, 2, None), [valid, all], None);
     let some_of = "Loaded=False Delivering: 1 of 2 pods have loaded this generation";

@@ -201,6 +201,7 @@ impl Pod<'_> {
                 Ok(Swap::Done) => self.checked_anchor = Some(stored.note.clone()),
                 Ok(Swap::Conflict(_)) => {}
                 Err(error) => {
+                    self.log.anchor_failed(&error);
                     tracing::warn!(reason = describe(&error), "cannot bring the anchor up to date");
                 }
             }

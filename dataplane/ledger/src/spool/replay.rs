@@ -80,7 +80,7 @@ pub(crate) async fn run(
         if *closing.borrow() {
             if records > 0 {
                 let path = spool.path.display();
-                tracing::warn!(records, %path, "the database is away: what is spooled stays for the next start");
+                tracing::warn!(records, %path, "commits do not go through: what is spooled stays for the next start");
             }
             return;
         }

@@ -17,9 +17,9 @@ use crate::lifecycle::Phase;
 pub(crate) enum Status {
     /// Takes events.
     Healthy,
-    /// The database is away; takes events into its spool.
+    /// Commits do not go through; takes events into its spool.
     Spooling,
-    /// The database has not been reached yet.
+    /// The database has not been reached, or not been compared with the signed log yet.
     Starting,
     /// The database is away.
     Unavailable,
@@ -87,7 +87,7 @@ pub(super) fn status(app: &App) -> Status {
         }
         Availability::Available => Status::Healthy,
         _ if app.ledger.is_spooling() => Status::Spooling,
-        Availability::Starting { .. } => Status::Starting,
+        Availability::Starting { .. } | Availability::Comparing => Status::Starting,
         Availability::Unavailable { .. } => Status::Unavailable,
     }
 }
@@ -139,14 +139,11 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
     let database = match &available {
         Availability::Available => "takes commits",
         Availability::Starting { .. } => "has not been reached yet",
+        Availability::Comparing => "answers; takes commits once it was compared with the signed log",
         Availability::Unavailable { .. } => "is not available; see the pod's log or /v1/ledger/diagnostics",
     };
     let mut components = vec![
-        Component {
-            name: "database",
-            healthy: available == Availability::Available,
-            message: database.to_owned(),
-        },
+        Component { name: "database", healthy: available.database_is_up(), message: database.to_owned() },
         Component {
             name: "queue",
             healthy: depth.events < bounds.queue_events_max && depth.bytes < bounds.queue_bytes_max,
@@ -187,7 +184,14 @@ pub(crate) async fn detailed(State(app): State<App>) -> (StatusCode, Json<Detail
 fn log_component(app: &App) -> Component {
     let (healthy, message) = match app.ledger.log_state() {
         LogState::Off => (true, "is not signed: no signing key is configured".to_owned()),
-        LogState::Unchecked => (false, "was not compared with the database yet".to_owned()),
+        LogState::Unchecked { anchor_failure: None } => {
+            (false, "was not compared with the database yet".to_owned())
+        }
+        LogState::Unchecked { anchor_failure: Some(_) } => {
+            let message = "the anchor cannot be used: until it was read, nothing is committed; \
+                           see the pod's log or /v1/ledger/health";
+            (false, message.to_owned())
+        }
         LogState::Refused { .. } => {
             let message = "does not match the database: nothing is signed, and no event is taken; \
                            see the pod's log or /v1/ledger/health";

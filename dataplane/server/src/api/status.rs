@@ -51,7 +51,7 @@ pub(crate) struct LedgerHealthReply {
     ledger: String,
     /// Its state.
     status: Status,
-    /// What the database said last, when it is away; why it does not match the signed log, when it does not.
+    /// What the database said last, when it is away; why it does not match the signed log, or is not compared with it.
     reason: Option<String>,
     /// The circuit breaker: `closed` (requests go to the database), `half_open` (a few try it), or `open` (none do).
     breaker: &'static str,
@@ -168,8 +168,14 @@ pub(crate) async fn ledger_health(State(app): State<App>) -> Json<LedgerHealthRe
     let reason = match app.ledger.availability() {
         Availability::Available => match app.ledger.log_state() {
             LogState::Refused { reason } => Some(reason.to_string()),
-            LogState::Off | LogState::Unchecked | LogState::Agreed => None,
+            LogState::Off | LogState::Unchecked { .. } | LogState::Agreed => None,
         },
+        Availability::Comparing => Some(match app.ledger.log_state() {
+            LogState::Unchecked { anchor_failure: Some(reason) } => {
+                format!("cannot use the anchor: {reason}")
+            }
+            _ => "the database is being compared with the signed log".to_owned(),
+        }),
         Availability::Starting { reason } => reason.map(|reason| reason.to_string()),
         Availability::Unavailable { reason } => Some(reason.to_string()),
     };
@@ -193,7 +199,7 @@ pub(crate) async fn diagnostics(State(app): State<App>) -> Json<DiagnosticsReply
     let bounds = app.ledger.queue_config();
     Json(DiagnosticsReply {
         pool_health: PoolHealth {
-            healthy: app.ledger.availability() == Availability::Available,
+            healthy: app.ledger.availability().database_is_up(),
             size: pool.size,
             max_size: pool.max_size,
             available: pool.available,

@@ -97,7 +97,7 @@ fn an_object_without_alerting_rules_is_empty_and_not_wrong() {
     let records =
         json!([{ "name": "g", "limit": null, "rules": [{ "record": "a:b", "alert": null, "expr": 1 }] }]);
     let accepted = import(object(records)).unwrap();
-    assert_eq!((accepted.groups, &*accepted.left_out), (0, "left out: 1 recording rules"));
+    assert_eq!((accepted.groups, &*accepted.left_out), (0, "left out: 1 recording rule"));
     let mut bare = object(json!(null));
     bare.data = json!({});
     assert_eq!(import(bare), Ok(Accepted::default()));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use certeus_autoscale::PodPhase;
 use certeus_crds::{AlertRule, AlertRuleStatus, FieldError};
+use certeus_operator::counted;
 use certeus_operator::rules::{
     Accepted, Delivery, Subject, VALID, name_of_imported, prometheus_rule_resource, status,
 };
@@ -147,7 +148,9 @@ impl Told {
         {
             self.is_loaded = true;
             let pods = status.loaded_pods;
-            let note = format!("{rules} rules in {groups} groups are in all {pods} pods");
+            let verb = if *rules == 1 { "is" } else { "are" };
+            let (rules, groups) = (counted(*rules, "rule"), counted(*groups, "group"));
+            let note = format!("{rules} in {groups} {verb} in {pods} of {pods} pods");
             events.push(event(EventType::Normal, "Loaded", &note, "Deliver"));
         }
         if let Some(refused) = refused.filter(|refused| self.refused.as_ref() != Some(refused)) {

@@ -91,6 +91,7 @@ struct Explanation {
     unmeasured: Vec<TriggerKind>,
     knows_database: bool,
     without_database: usize,
+    unchecked: usize,
 }
 
 impl Explanation {
@@ -108,6 +109,7 @@ impl Explanation {
             unmeasured: triggers.filter(|report| report.outcome.is_err()).map(|report| report.kind).collect(),
             knows_database: knows_database(advice),
             without_database: cut_off.count(),
+            unchecked: advice.scrapes.iter().filter(|pod| pod.waits_for_log()).count(),
         }
     }
 }
