@@ -52,7 +52,7 @@ manifests: ## Write what follows from crds and chart: the chart's copies of the 
 	@scripts/manifests.sh
 
 lint: ## Check format, lints, dependencies and shell scripts
-	@scripts/setup.sh rust deny
+	@scripts/setup.sh rust deny shellcheck promtool
 	@scripts/lint.sh
 
 fmt: ## Format the code

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that what a make target needs is there; quick when it is. Run as
-#   scripts/setup.sh [rust] [postgres] [faketime] [go] [controlplane] [helm] [deny]
+#   scripts/setup.sh [rust] [postgres] [faketime] [go] [controlplane] [helm] [deny] [shellcheck] [promtool]
 # rust:     cargo and a C compiler
 # postgres: the server programs (postgres, initdb) and psql; installed with apt where that is possible
 # faketime: libfaketime, for the tests of clocks that jump; without it these are skipped, so that its absence is no failure
@@ -8,6 +8,7 @@
 # controlplane: etcd, kube-apiserver, kube-controller-manager and kubectl, see scripts/controlplane.sh; after go
 # helm:     helm, built from its published Go module below .tools when it is missing or of another version; after go
 # deny:     cargo-deny, installed below .tools when it is missing or too old
+# promtool, shellcheck: for the alerts and the shell scripts; without them these are not checked, so that their absence is no failure
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,11 +32,14 @@ can_apt() {
 }
 
 apt_updated=
+apt_update() {
+    [ -z "$apt_updated" ] || return 0
+    as_root apt-get update -q || echo "setup: apt-get update failed; trying with the package lists there are"
+    apt_updated=yes
+}
+
 apt_install() {
-    if [ -z "$apt_updated" ]; then
-        as_root apt-get update -q || echo "setup: apt-get update failed; trying with the package lists there are"
-        apt_updated=yes
-    fi
+    apt_update
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
 }
 
@@ -133,9 +137,29 @@ need_deny() {
     cargo install cargo-deny --locked --version "$DENY_VERSION" --root .tools
 }
 
+need_shellcheck() {
+    command -v shellcheck >/dev/null && return
+    if can_apt && echo "setup: installing shellcheck" && apt_install shellcheck; then return; fi
+    echo "setup: shellcheck is missing: the shell scripts will not be checked"
+}
+
+need_promtool() {
+    command -v promtool >/dev/null && return
+    # Debian's package of it would start a Prometheus: only this program is taken out of it.
+    local dir
+    dir=$(mktemp -d)
+    if can_apt && echo "setup: unpacking promtool below .tools" && apt_update \
+        && (cd "$dir" && apt-get -o APT::Sandbox::User=root download -q prometheus && dpkg -x prometheus_*.deb .); then
+        install -D "$dir/usr/bin/promtool" .tools/bin/promtool
+    else
+        echo "setup: promtool is missing: the alerts will not be tried"
+    fi
+    rm -rf "$dir"
+}
+
 for need in "$@"; do
     case $need in
-        rust | postgres | faketime | go | controlplane | helm | deny) "need_$need" ;;
+        rust | postgres | faketime | go | controlplane | helm | deny | shellcheck | promtool) "need_$need" ;;
         *) fail "unknown need '$need'" ;;
     esac
 done
