@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use certeus_autoscale::{Reason, TriggerKind};
+use certeus_operator::decide::PodScrape;
 
 use super::drain::DrainState;
 use super::{Advice, LastChange};
@@ -118,9 +119,10 @@ impl Explanation {
 /// first samples, and with the first commit a new cluster is ready. A database that comes and goes is not told of at once: that
 /// it went is told late, and only then is its coming news.
 fn database(advice: &Advice) -> (bool, bool) {
-    let samples = advice.scrapes.iter().filter_map(|pod| pod.latest.as_ref().ok());
-    let up: Vec<f64> = samples.filter_map(|sample| sample.database_up.ok()).collect();
-    (!up.is_empty(), up.iter().any(|up| *up != 0.0))
+    let up = |pod: &PodScrape| pod.latest.as_ref().ok().and_then(|sample| sample.database_up.ok());
+    let commits = |pod: &PodScrape| up(pod).is_some_and(|up| up != 0.0) && !pod.waits_for_log();
+    let pods = &advice.scrapes;
+    (pods.iter().any(|pod| up(pod).is_some()), pods.iter().any(commits))
 }
 
 fn values(advice: &Advice) -> impl Iterator<Item = (TriggerKind, f64)> {
