@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::autoscaling::{Autoscaling, BAND, FALLBACK_RANGE, MIN_MAX, NO_POLICY, NO_TRIGGER};
+use crate::image::{self, REFERENCE_PATTERN, TAG_PATTERN};
 use crate::sections::{self, BATCH_QUEUE, EVENTS_ARCHIVE, ONE_DATABASE};
 use crate::status::LedgerClusterStatus;
 use crate::{
@@ -54,12 +55,12 @@ pub struct LedgerClusterSpec {
     /// Container image of the data plane, without a tag; `version` gives the tag. An image with a tag or digest of its
     /// own is taken as it stands, and `version` must be absent then. Not used on one machine without Kubernetes.
     #[serde(default = "default_image")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = REFERENCE_PATTERN))]
     pub image: String,
     /// Version of the data plane, used as the image's tag. Default: the version of the operator that makes the pods. It
     /// stays as it is when the operator is upgraded, until a version is named here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(min = 1, max = 128), regex(pattern = TAG_PATTERN))]
     pub version: Option<String>,
     /// CPU and memory of each pod. `requests.cpu` is the measure of the CPU trigger and must be there while that trigger
     /// is enabled.
@@ -118,6 +119,14 @@ const FIXED_REPLICAS: &str =
     "replicas fixes the number of pods; set autoscaling.enabled to false as well, or remove replicas";
 const IMAGE_VERSION: &str = "image has a tag or digest already; remove it there, or remove version";
 
+/// Longest name of a `LedgerCluster`. One bound for all, so that no cluster is refused for a change of its database.
+pub const NAME_LENGTH_MAX: usize = 43;
+/// What [`LedgerCluster::has_valid_name`] says.
+pub(crate) const NAME_RULE: &str =
+    "size(self.metadata.name) <= 43 && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')";
+pub(crate) const NAME_PROBLEM: &str =
+    "must be at most 43 lower-case letters, digits and dashes, begin with a letter and not end with a dash";
+
 fn default_image() -> String {
     "certeus/dataplane".to_owned()
 }
@@ -154,8 +163,20 @@ impl LedgerCluster {
     #[must_use]
     pub fn check(&self) -> Vec<FieldError> {
         let mut errors = schema::check(&schema::LEDGER_CLUSTER, self);
+        if !self.has_valid_name() {
+            errors.push(FieldError::new("metadata.name", NAME_PROBLEM));
+        }
         self.spec.check_relations(&mut errors);
         errors
+    }
+
+    fn has_valid_name(&self) -> bool {
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        let in_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        name.len() <= NAME_LENGTH_MAX
+            && name.bytes().all(in_name)
+            && name.starts_with(|first: char| first.is_ascii_lowercase())
+            && !name.ends_with('-')
     }
 }
 
@@ -177,6 +198,7 @@ impl LedgerClusterSpec {
         let scaling = &self.autoscaling;
         refuse(self.replicas.is_some() && scaling.enabled, "spec.replicas", FIXED_REPLICAS);
         refuse(self.version.is_some() && self.image_has_version(), "spec.version", IMAGE_VERSION);
+        self.check_images(&mut refuse);
         refuse(scaling.min > scaling.max, "spec.autoscaling.min", MIN_MAX);
         let triggerless = !scaling.cpu.enabled && !scaling.queue_depth.enabled;
         refuse(scaling.enabled && triggerless, "spec.autoscaling.cpu", NO_TRIGGER);
@@ -220,6 +242,16 @@ impl LedgerClusterSpec {
         let retention_min = Duration::from_secs(3600);
         refuse(self.monitoring.retention < retention_min, "spec.monitoring.retention", "must be at least 1h");
         self.check_log(&mut refuse);
+    }
+
+    fn check_images(&self, refuse: &mut impl FnMut(bool, &str, &str)) {
+        let reference = "must name an image such as registry.example:5000/certeus/dataplane, with a tag or digest if need be";
+        refuse(!image::is_reference(&self.image), "spec.image", reference);
+        let embedded = &self.database.embedded_image;
+        refuse(!image::is_reference(embedded), "spec.database.embeddedImage", reference);
+        let tag = "must be a tag such as 1.2.3: letters, digits, dots, dashes and underscores";
+        let malformed = self.version.as_ref().is_some_and(|version| !image::is_tag(version));
+        refuse(malformed, "spec.version", tag);
     }
 
     fn check_log(&self, refuse: &mut impl FnMut(bool, &str, &str)) {

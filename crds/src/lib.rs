@@ -11,6 +11,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 mod alert_rule;
 mod autoscaling;
 mod duration;
+mod image;
 mod ledger_cluster;
 mod quantity;
 mod schema;
@@ -29,7 +30,7 @@ pub use autoscaling::{
     SelectPolicy,
 };
 pub use duration::{Duration, DurationError};
-pub use ledger_cluster::{LedgerCluster, LedgerClusterSpec};
+pub use ledger_cluster::{LedgerCluster, LedgerClusterSpec, NAME_LENGTH_MAX};
 pub use quantity::{ByteSize, QuantityError, bytes, millicores};
 pub use schema::{crds, element_path, field_path, read_builtin};
 pub use sections::{

@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, ValidationRule,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
 use kube::core::schema::{OptionalEnum, OptionalIntOrString, StructuralSchemaRewriter};
@@ -16,12 +18,27 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::ledger_cluster::{NAME_PROBLEM, NAME_RULE};
 use crate::{AlertRule, FieldError, LedgerCluster};
 
 /// The definitions of all resources of the group.
 #[must_use]
 pub fn crds() -> [CustomResourceDefinition; 2] {
-    [LedgerCluster::crd(), AlertRule::crd()].map(|crd| with_known_formats(&crd))
+    [with_name_rule(LedgerCluster::crd()), AlertRule::crd()].map(|crd| with_known_formats(&crd))
+}
+
+/// Names are bound by more than Kubernetes asks of them. A rule about them stands at the root, whose schema knows no field of
+/// the metadata that it could point to: the message names it.
+fn with_name_rule(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
+    for schema in schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()) {
+        schema.x_kubernetes_validations = Some(vec![ValidationRule {
+            rule: NAME_RULE.to_owned(),
+            message: Some(format!("metadata.name {NAME_PROBLEM}")),
+            ..ValidationRule::default()
+        }]);
+    }
+    crd
 }
 
 /// Kubernetes knows the signed integer formats alone and warns of others at every `kubectl apply`.

@@ -5,6 +5,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::image::REFERENCE_PATTERN;
 use crate::ledger_cluster::rule;
 use crate::{ByteSize, Duration};
 
@@ -62,7 +63,7 @@ pub struct Database {
     /// Image of the embedded PostgreSQL: the official one or a copy of it. Not used with `secretRef`, or on one machine
     /// without Kubernetes. Default: postgres:18.
     #[serde(default = "default_embedded_image")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = REFERENCE_PATTERN))]
     pub embedded_image: String,
     /// Most connections that all pods together may open. Each pod gets an equal share of it, computed for the largest
     /// number of pods, and needs three more than `ledger.writers`. PostgreSQL's `max_connections` must be above it. Default:

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 
 mod addresses;
+mod images;
 
 fn cluster(spec: &Value) -> Value {
     json!({ "apiVersion": "certeus.io/v1alpha1", "kind": "LedgerCluster", "metadata": { "name": "demo" }, "spec": spec })
@@ -24,6 +25,20 @@ fn cluster_errors(spec: &Value) -> Vec<String> {
 fn schema_json(crd: &CustomResourceDefinition) -> Value {
     let schema = crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
     serde_json::to_value(schema).unwrap()
+}
+
+/// The pattern of a field of a `LedgerCluster`'s spec, as a schema with a rule.
+fn pattern_of(field: &str) -> Value {
+    let schema = schema_json(&crds()[0]);
+    let field = schema.pointer(&format!("/properties/spec/properties/{field}")).unwrap();
+    let pattern = field["pattern"].as_str().unwrap().replace('\\', "\\\\").replace('\'', "\\'");
+    let rule = json!([{ "rule": format!("self.matches('{pattern}')"), "message": "no" }]);
+    json!({ "type": "string", "x-kubernetes-validations": rule })
+}
+
+/// Whether the API server takes the text.
+fn matches(field: &Value, text: &str) -> bool {
+    Validator::new().validate(field, &json!(text), None).is_ok()
 }
 
 /// Fills defaults in as the API server does before it evaluates rules.
@@ -110,7 +125,10 @@ fn rules_refuse_the_same_in_cel_and_in_rust() {
         (json!({ "replicas": 2 }), Some("spec.replicas")),
         (json!({ "replicas": 2, "autoscaling": { "enabled": false } }), None),
         (json!({ "image": "certeus:1", "version": "2" }), Some("spec.version")),
-        (json!({ "image": "certeus@sha256:00", "version": "2" }), Some("spec.version")),
+        (
+            json!({ "image": format!("certeus@sha256:{}", "0".repeat(64)), "version": "2" }),
+            Some("spec.version"),
+        ),
         (json!({ "image": "registry:5000/certeus", "version": "2" }), None),
         (json!({ "image": "registry:5000/certeus:1" }), None),
         (json!({ "autoscaling": { "min": 5, "max": 4 } }), Some("spec.autoscaling.min")),
@@ -164,6 +182,28 @@ fn rules_refuse_the_same_in_cel_and_in_rust() {
         let cel_messages: Vec<String> = cel.err().into_iter().flatten().map(|error| error.message).collect();
         let problems: Vec<String> = errors.into_iter().map(|error| error.problem).collect();
         assert_eq!(cel_messages, problems, "{spec}");
+    }
+}
+
+#[test]
+fn a_name_that_could_not_name_a_pod_is_refused_in_cel_and_in_rust() {
+    let schema = schema_json(&crds()[0]);
+    let (longest, too_long) = ("a".repeat(NAME_LENGTH_MAX), "a".repeat(NAME_LENGTH_MAX + 1));
+    let refused = ["", "1abc", "a.b", "a-", "-a", "Demo", "a_b", &too_long];
+    let accepted = ["a", "a-1", "abc", &longest];
+    for (name, valid) in
+        refused.map(|name| (name, false)).into_iter().chain(accepted.map(|name| (name, true)))
+    {
+        let mut value = cluster(&json!({ "database": { "embedded": true } }));
+        value["metadata"]["name"] = name.into();
+        let errors = LedgerCluster::read(value.clone()).err().unwrap_or_default();
+        with_defaults(&schema, &mut value);
+        let cel = Validator::new().validate(&schema, &value, None);
+        let cel: Vec<String> = cel.err().into_iter().flatten().map(|error| error.message).collect();
+        assert_eq!((cel.is_empty(), errors.is_empty()), (valid, valid), "{name}");
+        let told: Vec<String> =
+            errors.iter().map(|error| format!("{} {}", error.path, error.problem)).collect();
+        assert_eq!(cel, told, "{name}");
     }
 }
 

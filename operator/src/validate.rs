@@ -13,9 +13,9 @@ use certeus_crds::{
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// A label of the embedded database's pod is the cluster's name, `-database`, a dash and a hash of 10 characters; labels may
-/// have 63. One bound for all, so that no cluster is refused for a change of its database.
-const NAME_LENGTH_MAX: usize = 63 - 9 - 11;
+// A label of the embedded database's pod is the cluster's name, `-database`, a dash and a hash of 10 characters; labels may
+// have 63.
+const _: () = assert!(certeus_crds::NAME_LENGTH_MAX == 63 - 9 - 11);
 /// Connections a pod needs beside those of its writers: one to read, one for health checks, one to follow or seal the log.
 const OTHER_CONNECTIONS_MIN: u32 = 3;
 const DAY_MILLIS: u64 = 86_400_000;
@@ -188,7 +188,6 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
     let metadata = &object.metadata;
     let spec = &object.spec;
     let name = metadata.name.clone().unwrap_or_default();
-    check_name(&name, &mut errors);
     let cpu_request = check_resources(&spec.resources, &mut errors);
     // One that cannot be read is told already.
     let cpu_told = errors.iter().any(|error| CPU_PATHS.contains(&error.path.as_str()));
@@ -235,17 +234,6 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         stopped: spec.stopped,
         dry_run: spec.dry_run,
     })
-}
-
-fn check_name(name: &str, errors: &mut Vec<FieldError>) {
-    let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    let begins_well = name.starts_with(|c: char| c.is_ascii_lowercase());
-    if !plain || !begins_well || name.ends_with('-') || name.len() > NAME_LENGTH_MAX {
-        let problem = format!(
-            "must be at most {NAME_LENGTH_MAX} lower-case letters, digits and dashes, begin with a letter and not end with a dash"
-        );
-        errors.push(FieldError::new("metadata.name", problem));
-    }
 }
 
 /// Checks requests against limits; the CPU request, which is the limit where only that is given, as in Kubernetes.

@@ -59,7 +59,8 @@ fn ask<K: Resource<DynamicType = ()>>(space: &Space, base: &Value, patch: &Value
     let mut object = json!({
         "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": { "name": "tried" }, "spec": base,
     });
-    merge(&mut object["spec"], patch);
+    // What is about the name is about the object.
+    merge(if patch.get("metadata").is_some() { &mut object } else { &mut object["spec"] }, patch);
     let api: Api<DynamicObject> =
         Api::namespaced_with(space.client().clone(), space.name(), &ApiResource::erase::<K>(&()));
     let object: DynamicObject = serde_json::from_value(object).unwrap();
@@ -197,6 +198,32 @@ fn every_rule_of_a_ledger_cluster_refuses_and_accepts() {
             "replicas fixes the number of pods; set autoscaling.enabled to false as well, or remove replicas",
             json!({ "replicas": 3 }),
             json!({ "replicas": 3, "autoscaling": { "enabled": false } }),
+        ),
+        // Its place is the object itself.
+        case(
+            "",
+            "metadata.name must be at most 43 lower-case letters, digits and dashes, begin with a letter and not end with a dash",
+            json!({ "metadata": { "name": "1abc" } }),
+            json!({ "metadata": { "name": "a".repeat(43) } }),
+        ),
+        case(
+            "",
+            "metadata.name must be at most 43",
+            json!({ "metadata": { "name": "a".repeat(44) } }),
+            json!({ "metadata": { "name": "abc-1" } }),
+        ),
+        // Patterns: the message is the API server's.
+        case(
+            "spec.image",
+            "spec.image in body should match",
+            json!({ "image": "bad image" }),
+            json!({ "image": format!("registry.example:5000/a/b_c:1@sha256:{}", "0".repeat(64)) }),
+        ),
+        case(
+            "spec.version",
+            "spec.version in body should match",
+            json!({ "version": "a b" }),
+            json!({ "version": "v1.2.3_rc-4" }),
         ),
         case(
             "spec.version",

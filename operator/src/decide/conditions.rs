@@ -78,7 +78,7 @@ pub(super) fn findings(cluster: &Cluster, observed: &Observed<'_>, count: &Count
         accepted(Ok(())),
         scaling_active(cluster, observed),
         scaling_limited(observed.decision),
-        database_reachable(count),
+        database_reachable(observed, count),
     ];
     if let Some(surroundings) = &observed.surroundings {
         findings.extend(in_kubernetes(cluster, observed, surroundings));
@@ -91,21 +91,39 @@ pub(super) fn findings(cluster: &Cluster, observed: &Observed<'_>, count: &Count
 }
 
 fn ready(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Finding {
-    use ConditionReason::{PodsNotReady, PodsReady, Stopped};
+    use ConditionReason::{DatabaseNeverReached, PodsNotReady, PodsReady, Stopped};
     let kind = ConditionType::Ready;
     if cluster.stopped && cluster.may_change() {
         return Finding::new(kind, false, Stopped, "spec.stopped is true: no pod is to run");
     }
     // While a surge is being answered the cluster is as ready as it was before.
-    let needed = cluster.scaling.min().min(observed.desired).max(1);
+    // Where nothing may be changed, what counts is what there is to be, not what there would be.
+    let wanted = if cluster.may_change() { observed.desired } else { observed.applied };
+    let needed = cluster.scaling.min().min(wanted).max(1);
     let enough = count.ready >= needed;
     let problems = observed.surroundings.map_or(&[][..], |surroundings| surroundings.problems);
     if let (Some(problem), 0) = (problems.first(), count.existing) {
         let (reason, message) = (problem.reason.as_str(), problem.message.clone());
         return Finding { kind, holds: Some(false), reason, message };
     }
+    if enough && !was_reached(observed, count) {
+        let message =
+            "pods take events into their spools; none has been able to commit one yet, see DatabaseReachable";
+        return Finding::new(kind, false, DatabaseNeverReached, message);
+    }
     let message = format!("{} of at least {needed} pods take events", count.ready);
     Finding::new(kind, enough, if enough { PodsReady } else { PodsNotReady }, message)
+}
+
+/// Whether any pod of the cluster could ever commit. Spools bridge an outage; a database that was never there is none. What was
+/// so before is told by the status that stands there: once another reason was given, this one never comes back.
+fn was_reached(observed: &Observed<'_>, count: &Count) -> bool {
+    let conditions = observed.before.iter().flat_map(|before| &before.conditions);
+    let mut conditions =
+        conditions.filter(|condition| condition.type_ == ConditionType::DatabaseReachable.as_str());
+    let before =
+        conditions.any(|condition| condition.reason != ConditionReason::DatabaseNeverReached.as_str());
+    before || count.reporting > count.without_database + count.unchecked
 }
 
 fn progressing(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Finding {
@@ -141,7 +159,11 @@ fn degraded(observed: &Observed<'_>, count: &Count) -> Finding {
         let message = list(problems.iter().map(|problem| problem.message.as_str()));
         return Finding { kind, holds: Some(true), reason: first.reason.as_str(), message };
     }
-    if count.without_database > 0 {
+    let crashing = observed.surroundings.map_or(&[][..], |surroundings| surroundings.crashing);
+    if !crashing.is_empty() {
+        let message = list(crashing.iter().map(String::as_str));
+        Finding::new(kind, true, ConditionReason::PodsCrashing, message)
+    } else if count.without_database > 0 {
         let message = format!("{} of {} pods cannot reach the database", count.without_database, count.all);
         Finding::new(kind, true, ConditionReason::DatabaseUnavailable, message)
     } else if count.unchecked > 0 {
@@ -220,10 +242,17 @@ fn scaling_limited(decision: Option<&Decision>) -> Finding {
     }
 }
 
-fn database_reachable(count: &Count) -> Finding {
-    use ConditionReason::{LogUnchecked, NotReported, Reachable, Unreachable};
+fn database_reachable(observed: &Observed<'_>, count: &Count) -> Finding {
+    use ConditionReason::{DatabaseNeverReached, LogUnchecked, NotReported, Reachable, Unreachable};
     let kind = ConditionType::DatabaseReachable;
-    if count.reporting == 0 {
+    if !was_reached(observed, count) {
+        let holds = (count.reporting > 0).then_some(false);
+        let message = match count.unchecked {
+            0 => "no pod has been able to commit yet".to_owned(),
+            _ => count.unchecked_message(),
+        };
+        Finding::new(kind, holds, DatabaseNeverReached, message)
+    } else if count.reporting == 0 {
         Finding::new(kind, None, NotReported, "no pod reports whether it can commit")
     } else if count.without_database > 0 {
         let message = format!("{} of {} pods cannot commit", count.without_database, count.all);
@@ -240,16 +269,20 @@ fn in_kubernetes(cluster: &Cluster, observed: &Observed<'_>, around: &Surroundin
     use ConditionReason as R;
     let mut findings = Vec::new();
     let generated = cluster.security.signing_key_secret_ref.is_none();
-    findings.push(match (around.verifier_keys.is_empty(), generated) {
-        (true, _) => {
+    findings.push(match (around.verifier_keys, generated) {
+        (None, _) => {
+            let message = "its Secret could not be read; see Degraded";
+            Finding::new(ConditionType::SigningKey, None, R::NotRead, message)
+        }
+        (Some([]), _) => {
             Finding::new(ConditionType::SigningKey, false, R::Unusable, "there is no key that can sign")
         }
-        (false, true) => {
+        (Some(_), true) => {
             let name = crate::build::signing_key_name(cluster);
             let message = format!("generated in Secret {name}: keep a copy of it outside of the cluster");
             Finding::new(ConditionType::SigningKey, true, R::Generated, message)
         }
-        (false, false) => {
+        (Some(_), false) => {
             let message = "as spec.security.signingKeySecretRef names it";
             Finding::new(ConditionType::SigningKey, true, R::Referenced, message)
         }

@@ -26,6 +26,8 @@ pub struct Observed<'a> {
     pub pods: &'a [PodScrape],
     /// Pods wanted.
     pub desired: u32,
+    /// Pods asked for as things are: not those wanted while nothing may be changed.
+    pub applied: u32,
     /// The engine's answer, if it was asked.
     pub decision: Option<&'a Decision>,
     /// Pods that drain.
@@ -47,12 +49,14 @@ pub struct Surroundings<'a> {
     pub outdated_pods: u32,
     /// What keeps the cluster from being what its spec says, the worst first.
     pub problems: &'a [Problem],
+    /// Pods that are restarted again and again, and how they ended last, in a fixed order.
+    pub crashing: &'a [String],
     /// Kind and name of what else sets the workload's replicas, in a fixed order.
     pub autoscalers: &'a [String],
     /// What applying would do, such as `create Service demo`, in a fixed order; shown in a dry run.
     pub pending: &'a [String],
-    /// Public halves of the signing keys; empty when there is no usable key.
-    pub verifier_keys: &'a [String],
+    /// Public halves of the signing keys; empty when there is no usable key, `None` while that is not known.
+    pub verifier_keys: Option<&'a [String]>,
     /// Whether the Kubernetes cluster knows ServiceMonitors.
     pub service_monitors: bool,
 }
@@ -60,7 +64,7 @@ pub struct Surroundings<'a> {
 /// The status of `cluster`.
 #[must_use]
 pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus {
-    let Observed { pods, desired, decision, draining, surroundings, before, now } = *observed;
+    let Observed { pods, desired, applied: _, decision, draining, surroundings, before, now } = *observed;
     let count = Count::of(pods);
     let findings = conditions::findings(cluster, observed, &count);
     let conditions = findings.into_iter().map(|finding| finding.at(cluster.generation, before, now));
@@ -81,8 +85,17 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
             DatabaseSource::Secret(reference) => format!("Secret {}, key {}", reference.name, reference.key),
             DatabaseSource::Embedded { .. } => "embedded, not for production".to_owned(),
         }),
-        verifier_keys: surroundings.map(|around| around.verifier_keys.to_vec()).unwrap_or_default(),
+        verifier_keys: verifier_keys(surroundings.as_ref(), before),
         conditions: conditions.collect(),
+    }
+}
+
+/// Those of before are what the log was signed with, whether or not they can be read now.
+fn verifier_keys(around: Option<&Surroundings<'_>>, before: Option<&LedgerClusterStatus>) -> Vec<String> {
+    let Some(around) = around else { return Vec::new() };
+    match around.verifier_keys {
+        Some(keys) if !keys.is_empty() => keys.to_vec(),
+        _ => before.map(|before| before.verifier_keys.clone()).unwrap_or_default(),
     }
 }
 

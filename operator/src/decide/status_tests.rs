@@ -32,8 +32,8 @@ fn status_in(
     second: i64,
 ) -> LedgerClusterStatus {
     let (_, Outcome { desired, decision }) = decide_once(cluster, replicas, pods);
-    let (decision, now) = (decision.as_ref(), at(second));
-    status(cluster, &Observed { pods, desired, decision, draining: &[], surroundings, before, now })
+    let (decision, now, applied) = (decision.as_ref(), at(second), replicas);
+    status(cluster, &Observed { pods, desired, applied, decision, draining: &[], surroundings, before, now })
 }
 
 fn at(second: i64) -> Timestamp {
@@ -102,13 +102,14 @@ fn status_tells_what_is_wrong() {
     );
     assert_eq!(
         condition(&status, ConditionType::DatabaseReachable),
-        "Unknown NotReported: no pod reports whether it can commit"
+        "Unknown DatabaseNeverReached: no pod has been able to commit yet"
     );
     assert_eq!((status.triggers[0].value, status.triggers[0].error.is_some()), (None, true));
 
     let unready = PodPhase::Running { ready: false, started_at: Duration::ZERO, ready_changed_at: START };
     let cut_off = pod("demo-0", &page(10.0, 0), &page(10.1, 0).replace("database_up 1", "database_up 0"));
-    let status = status_of(&scaled(), 1, &[PodScrape { phase: unready, ..cut_off }], None, 0);
+    let before = status_of(&scaled(), 1, &[calm("demo-0")], None, 0);
+    let status = status_of(&scaled(), 1, &[PodScrape { phase: unready, ..cut_off }], Some(&before), 9);
     assert_eq!(conditions(&status)[0], "Ready=False PodsNotReady");
     assert_eq!(conditions(&status)[2], "Degraded=True DatabaseUnavailable");
     assert_eq!(
@@ -117,7 +118,12 @@ fn status_tells_what_is_wrong() {
     );
 
     let without_anchor = pod("demo-0", &page(10.0, 0), &(page(10.1, 0) + "certeus_ledger_log_checked 0\n"));
-    let status = status_of(&scaled(), 1, &[without_anchor], None, 0);
+    let without_anchor = [without_anchor];
+    let first = status_of(&scaled(), 1, &without_anchor, None, 0);
+    assert_eq!(conditions(&first)[0], "Ready=False DatabaseNeverReached");
+    let database = condition(&first, ConditionType::DatabaseReachable);
+    assert!(database.starts_with("False DatabaseNeverReached: 1 of 1 pods reach the database"), "{database}");
+    let status = status_of(&scaled(), 1, &without_anchor, Some(&before), 0);
     assert_eq!(conditions(&status)[2], "Degraded=True LogUnchecked");
     let database = condition(&status, ConditionType::DatabaseReachable);
     assert!(database.starts_with("False LogUnchecked: 1 of 1 pods reach the database"), "{database}");
@@ -130,14 +136,57 @@ fn status_tells_what_is_wrong() {
     );
 }
 
+#[test]
+fn a_cluster_is_ready_once_its_database_was_reached_and_stays_so_while_pods_take_events() {
+    let cut_off = [pod("demo-0", &page(10.0, 0), &page(10.1, 0).replace("database_up 1", "database_up 0"))];
+    let silent = [PodScrape { latest: Err(MissingReason::Unreachable), ..calm("demo-0") }];
+    let ready_and_reachable = |pods: &[PodScrape], before: Option<&LedgerClusterStatus>| {
+        let status = status_of(&scaled(), 1, pods, before, 0);
+        let reason = |kind| condition(&status, kind).split(':').next().unwrap_or_default().to_owned();
+        (status.clone(), reason(ConditionType::Ready), reason(ConditionType::DatabaseReachable))
+    };
+    let mut before = None;
+    for (pods, ready, reachable) in [
+        (&[][..], "False PodsNotReady", "Unknown DatabaseNeverReached"),
+        (&silent, "False DatabaseNeverReached", "Unknown DatabaseNeverReached"),
+        (&cut_off, "False DatabaseNeverReached", "False DatabaseNeverReached"),
+        (&[calm("demo-0")], "True PodsReady", "True Reachable"),
+        (&cut_off, "True PodsReady", "False Unreachable"),
+        (&silent, "True PodsReady", "Unknown NotReported"),
+        (&[], "False PodsNotReady", "Unknown NotReported"),
+        (&cut_off, "True PodsReady", "False Unreachable"),
+    ] {
+        let (status, is_ready, is_reachable) = ready_and_reachable(pods, before.as_ref());
+        assert_eq!((&*is_ready, &*is_reachable), (ready, reachable));
+        before = Some(status);
+    }
+    // One pod is enough.
+    let (_, ready, reachable) = ready_and_reachable(&[calm("demo-0"), cut_off[0].clone()], None);
+    assert_eq!((&*ready, &*reachable), ("True PodsReady", "False Unreachable"));
+}
+
+#[test]
+fn what_is_not_applied_is_not_missing() {
+    let pods: Vec<PodScrape> = (0..4).map(|n| calm(&format!("demo-{n}"))).collect();
+    let fixed = |spec: &str| cluster(&format!("replicas: 5, autoscaling: {{ enabled: false }}, {spec}"));
+    let ready =
+        |spec: &str, pods| condition(&status_of(&fixed(spec), 4, pods, None, 0), ConditionType::Ready);
+    for spec in ["dryRun: true", "paused: true"] {
+        assert_eq!(ready(spec, &pods), "True PodsReady: 4 of at least 4 pods take events");
+        assert_eq!(ready(spec, &pods[1..]), "False PodsNotReady: 3 of at least 4 pods take events");
+    }
+    assert_eq!(ready("paused: false", &pods), "False PodsNotReady: 4 of at least 5 pods take events");
+}
+
 /// What is seen of a healthy pod in Kubernetes.
 const AROUND: Surroundings<'_> = Surroundings {
     image: Some("a/b:1"),
     outdated_pods: 0,
     problems: &[],
+    crashing: &[],
     autoscalers: &[],
     pending: &[],
-    verifier_keys: &[],
+    verifier_keys: Some(&[]),
     service_monitors: false,
 };
 
@@ -192,7 +241,7 @@ fn a_dry_run_tells_what_it_would_do() {
 #[test]
 fn what_is_around_a_cluster_shows() {
     let keys = ["certeus.io/default/demo+00000000+AQ==".to_owned()];
-    let status = around(&scaled(), Surroundings { verifier_keys: &keys, ..AROUND });
+    let status = around(&scaled(), Surroundings { verifier_keys: Some(&keys), ..AROUND });
     assert_eq!((status.image.as_deref(), &status.verifier_keys[..]), (Some("a/b:1"), &keys[..]));
     assert_eq!(status.database.as_deref(), Some("embedded, not for production"));
     assert!(condition(&status, ConditionType::EmbeddedDatabase).starts_with("True NotForProduction: "));
@@ -206,7 +255,7 @@ fn what_is_around_a_cluster_shows() {
     assert!(condition(&status, ConditionType::SigningKey).starts_with("False Unusable: "));
     let named =
         "security: { apiKeySecretRef: { name: k, key: a }, signingKeySecretRef: { name: k, key: s } }";
-    let status = around(&cluster(named), Surroundings { verifier_keys: &keys, ..AROUND });
+    let status = around(&cluster(named), Surroundings { verifier_keys: Some(&keys), ..AROUND });
     assert!(condition(&status, ConditionType::SigningKey).starts_with("True Referenced: "));
     assert!(condition(&status, ConditionType::ApiKey).starts_with("True Referenced: "));
 
@@ -247,6 +296,29 @@ fn a_problem_degrades_and_blocks_until_it_is_gone() {
         condition(&status, ConditionType::Progressing),
         "True RollingOut: 1 of 1 pods are yet to be replaced"
     );
+}
+
+#[test]
+fn pods_that_crash_degrade_and_hide_nothing_that_is_worse() {
+    let crashing = ["pod demo-0 is restarted again and again, ended last with exit code 2".to_owned()];
+    let surroundings = Surroundings { crashing: &crashing, ..AROUND };
+    let status = around(&scaled(), surroundings);
+    assert_eq!(condition(&status, ConditionType::Degraded), format!("True PodsCrashing: {}", crashing[0]));
+    let problems = [Problem { reason: ProblemReason::SecretInvalid, message: "no".to_owned() }];
+    let status = around(&scaled(), Surroundings { problems: &problems, ..surroundings });
+    assert_eq!(condition(&status, ConditionType::Degraded), "True SecretInvalid: no");
+}
+
+#[test]
+fn a_signing_key_that_could_not_be_read_is_unknown_and_its_public_half_stays() {
+    let keys = ["certeus.io/default/demo+00000000+AQ==".to_owned()];
+    let known = around(&scaled(), Surroundings { verifier_keys: Some(&keys), ..AROUND });
+    for (keys_now, expected) in [(None, "Unknown NotRead: "), (Some(&[][..]), "False Unusable: ")] {
+        let surroundings = Surroundings { verifier_keys: keys_now, ..AROUND };
+        let status = status_in(&scaled(), 1, &[calm("demo-0")], Some(surroundings), Some(&known), 9);
+        assert!(condition(&status, ConditionType::SigningKey).starts_with(expected), "{status:?}");
+        assert_eq!(status.verifier_keys, keys);
+    }
 }
 
 #[test]

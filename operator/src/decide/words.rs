@@ -71,6 +71,8 @@ words! {
         PodsReady,
         /// Ready: too few pods take events.
         PodsNotReady,
+        /// Ready, DatabaseReachable: so far no pod of this cluster has been able to commit.
+        DatabaseNeverReached,
         /// Ready, Progressing, ScalingActive, Stopped: `spec.stopped` is set.
         Stopped,
         /// Ready, Accepted: the spec cannot be carried out.
@@ -99,6 +101,8 @@ words! {
         DatabaseUnavailable,
         /// Degraded, DatabaseReachable: pods report that they could not compare the database with the signed log yet.
         LogUnchecked,
+        /// Degraded: pods are restarted again and again.
+        PodsCrashing,
         /// Degraded: pods ended and were not restarted.
         PodsFailed,
         /// ScalingActive: every trigger has a value.
@@ -125,6 +129,8 @@ words! {
         Referenced,
         /// SigningKey: it is not there, or is no key.
         Unusable,
+        /// SigningKey: its Secret cannot be read.
+        NotRead,
         /// Monitored: there is a ServiceMonitor.
         ServiceMonitor,
         /// Monitored: the Kubernetes cluster knows no ServiceMonitors.

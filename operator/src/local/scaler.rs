@@ -77,6 +77,7 @@ impl Scaler {
         let observed = Observed {
             pods: &pods,
             desired: outcome.desired,
+            applied: replicas,
             decision: outcome.decision.as_ref(),
             draining: &[],
             surroundings: None,

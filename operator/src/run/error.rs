@@ -38,6 +38,8 @@ pub(crate) enum Error {
     SecretKeyMissing { name: String, key: String },
     #[error("the Secret {name} holds no signing key that can be used")]
     SigningKeyUnusable { name: String },
+    #[error("key {key:?} of Secret {name} cannot be used by the pods: it must hold {needed}")]
+    SecretUnusable { name: String, key: String, needed: &'static str },
     /// Any other call to the API server.
     #[error("cannot {action}")]
     Api {
@@ -158,6 +160,7 @@ impl Error {
             Self::NameTaken { .. }
             | Self::SecretMissing { .. }
             | Self::SecretKeyMissing { .. }
+            | Self::SecretUnusable { .. }
             | Self::SigningKeyUnusable { .. } => Class::Missing,
             Self::Api { source, .. } => api_class(source),
             Self::Timeout(_) => Class::Transient,
@@ -185,7 +188,7 @@ impl Error {
             Self::Immutable { .. } => ProblemReason::ImmutableField,
             Self::NameTaken { .. } => ProblemReason::NameTaken,
             Self::SecretMissing { .. } | Self::SecretKeyMissing { .. } => ProblemReason::SecretMissing,
-            Self::SigningKeyUnusable { .. } => ProblemReason::SecretInvalid,
+            Self::SigningKeyUnusable { .. } | Self::SecretUnusable { .. } => ProblemReason::SecretInvalid,
             Self::Api { source, .. } => match api_class(source) {
                 Class::Forbidden => ProblemReason::Forbidden,
                 Class::Missing => ProblemReason::ApplyRefused,

@@ -246,6 +246,7 @@ mod tests {
             ip: None,
             phase,
             has_run: true,
+            crash: None,
             revision: None,
             key: None,
         };

@@ -120,24 +120,13 @@ fn refuses_resources_that_do_not_fit() {
 }
 
 #[test]
-fn refuses_names_that_could_not_name_a_pod() {
-    let spec = "{ database: { embedded: true } }";
-    let long = "a".repeat(NAME_LENGTH_MAX + 1);
-    for name in ["Demo", "1demo", "demo-", "de.mo", "", &long] {
-        let errors = validate(&cluster(name, spec)).unwrap_err();
-        assert_eq!(errors.len(), 1, "{name}");
-        assert_eq!(errors[0].path, "metadata.name");
-    }
-    assert!(validate(&cluster(&long[1..], spec)).is_ok());
-}
-
-#[test]
 fn an_image_is_completed_only_where_it_says_no_version() {
+    let pinned = format!("a/b@sha256:{}", "0".repeat(64));
     for (given, expected) in [
         ("image: a/b, version: '2'", "a/b:2"),
         ("image: 'localhost:5000/b', version: '2'", "localhost:5000/b:2"),
         ("image: 'a/b:1'", "a/b:1"),
-        ("image: 'a/b@sha256:00'", "a/b@sha256:00"),
+        (&format!("image: '{pinned}'"), &pinned),
     ] {
         let spec = format!("{{ database: {{ embedded: true }}, {given} }}");
         let image = validate(&cluster("demo", &spec)).unwrap().image;

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use certeus_crds::SecretKeyRef;
 use certeus_operator::build::{self, GeneratedSecret, SecretUse};
 use certeus_operator::validate::Cluster;
 use certeus_tlog::note::SignerKey;
@@ -27,16 +28,18 @@ use crate::run::owned::{Seen, Workload};
 use crate::run::world::Snapshot;
 
 /// Variables of the pods, as the library names them.
+const DATABASE_URL: &str = "CERTEUS_DB_URL";
 const API_KEY: &str = "CERTEUS_API_KEY";
+const DECRYPT_API_KEY: &str = "CERTEUS_DECRYPT_API_KEY";
 const SIGNING_KEY: &str = "CERTEUS_SIGNING_KEY";
+/// Shortest API key that the pods take.
+const API_KEY_BYTES_MIN: usize = 16;
 
 /// What is kept of a cluster's Secrets.
 #[derive(Clone, Debug)]
 pub(crate) struct Secrets {
     /// Changes with any of the values.
     pub(crate) hash: Option<String>,
-    /// Public halves of the signing keys.
-    pub(crate) verifier_keys: Vec<String>,
     /// What of the specification this was read for.
     uses: Vec<SecretUse>,
     read_at: Duration,
@@ -51,7 +54,7 @@ pub(crate) fn names(cluster: &Cluster) -> BTreeSet<String> {
 }
 
 /// The cluster's Secrets as last read, or read now. What can be read of the API key is noted in `record` although others are
-/// missing: without it the pods can be neither measured nor drained.
+/// missing: without it the pods can be neither measured nor drained. So is what can be said of the signing key.
 pub(crate) async fn secrets(
     context: &Context,
     cluster: &Cluster,
@@ -68,7 +71,7 @@ pub(crate) async fn secrets(
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace);
     let generated = build::generated_secrets(cluster);
-    let (mut read, mut failed) = (BTreeMap::new(), None);
+    let (mut read, mut absent, mut failed) = (BTreeMap::new(), BTreeSet::new(), None);
     let names: BTreeSet<String> = uses.iter().map(|used| used.reference.name.clone()).collect();
     for name in names {
         let secret = match (get(&api, &name).await, generated.iter().find(|made| made.name() == name)) {
@@ -81,11 +84,19 @@ pub(crate) async fn secrets(
         };
         match secret {
             Ok(secret) => drop(read.insert(name, secret)),
-            Err(error) => failed = failed.or(Some(error)),
+            Err(error) => {
+                if matches!(error, Error::SecretMissing { .. }) {
+                    absent.insert(name);
+                }
+                failed = failed.or(Some(error));
+            }
         }
     }
     if let Some(key) = api_key(&uses, &read) {
         record.api_key = Some(key);
+    }
+    if let Some(keys) = verifier_keys(&uses, &read, &absent) {
+        record.verifier_keys = Some(keys);
     }
     if let Some(error) = failed {
         return Err(error);
@@ -148,11 +159,43 @@ async fn create(
     }
 }
 
-/// The key that the pods ask for, if its Secret was read. What is no text cannot be sent in a header; the pods refuse it as well.
+fn value<'a>(read: &'a BTreeMap<String, Secret>, used: &SecretUse) -> Option<&'a [u8]> {
+    let value = read.get(&used.reference.name)?.data.as_ref()?.get(&used.reference.key)?;
+    Some(&value.0)
+}
+
+/// The key that the pods ask for, if its Secret was read. One that they refuse is not taken: those that run have the one before.
 fn api_key(uses: &[SecretUse], read: &BTreeMap<String, Secret>) -> Option<ApiKey> {
-    let reference = &uses.iter().find(|used| used.variable == API_KEY)?.reference;
-    let value = read.get(&reference.name)?.data.as_ref()?.get(&reference.key)?;
-    std::str::from_utf8(&value.0).ok().map(|key| ApiKey::new(key.trim()))
+    let key = value(read, uses.iter().find(|used| used.variable == API_KEY)?)?;
+    let key = std::str::from_utf8(key).ok().filter(|key| is_api_key(key));
+    key.map(ApiKey::new)
+}
+
+/// As the pods read it: no header could carry anything else.
+fn is_api_key(text: &str) -> bool {
+    text.len() >= API_KEY_BYTES_MIN && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// What a pod would refuse at its start, and why: it would take down one pod after the other to find that out. The reason never
+/// holds the value, nor do the parsers' own words, which may repeat parts of it.
+fn refusal(values: &[(&SecretUse, &[u8])]) -> Option<Error> {
+    let ordinary = values.iter().find(|(used, _)| used.variable == API_KEY).map(|(_, value)| *value);
+    values.iter().find_map(|(used, value)| {
+        let text = std::str::from_utf8(value).ok();
+        let needed = match used.variable {
+            _ if text.is_none() => "text in UTF-8",
+            DATABASE_URL if text.is_some_and(|url| url.parse::<tokio_postgres::Config>().is_err()) => {
+                "a PostgreSQL URL such as postgres://user:password@host:5432/database"
+            }
+            API_KEY | DECRYPT_API_KEY if !text.is_some_and(is_api_key) => {
+                "an API key of at least 16 characters, all of them visible ASCII without white space or a line feed at the end"
+            }
+            DECRYPT_API_KEY if ordinary == Some(value) => "an API key that differs from the ordinary one",
+            _ => return None,
+        };
+        let SecretKeyRef { name, key } = used.reference.clone();
+        Some(Error::SecretUnusable { name, key, needed })
+    })
 }
 
 /// What the values come to. Pure.
@@ -161,29 +204,47 @@ fn summary(
     read: &BTreeMap<String, Secret>,
     read_at: Duration,
 ) -> Result<Secrets, Error> {
-    let mut values: Vec<(&str, &[u8])> = Vec::new();
+    let mut values: Vec<(&SecretUse, &[u8])> = Vec::new();
     for used in &uses {
-        let (name, key) = (&used.reference.name, &used.reference.key);
-        let data = read.get(name).and_then(|secret| secret.data.as_ref());
-        match data.and_then(|data| data.get(key)) {
-            Some(value) => values.push((used.variable, &value.0)),
+        match value(read, used) {
+            Some(value) => values.push((used, value)),
             None if used.optional => {}
-            None => return Err(Error::SecretKeyMissing { name: name.clone(), key: key.clone() }),
+            None => {
+                let SecretKeyRef { name, key } = used.reference.clone();
+                return Err(Error::SecretKeyMissing { name, key });
+            }
         }
     }
-    let value = |variable: &str| values.iter().find(|(name, _)| *name == variable).map(|(_, value)| *value);
-    // The signing key is not a variable that can be guessed, so its hash may stand where anybody reads it, and it keys the rest.
-    let hash = value(SIGNING_KEY).map(|key| build::secrets_hash(key, values.iter().copied()));
-    let verifier_keys = match uses.iter().find(|used| used.variable == SIGNING_KEY) {
-        Some(used) => verifier_keys(value(SIGNING_KEY).unwrap_or_default())
-            .ok_or_else(|| Error::SigningKeyUnusable { name: used.reference.name.clone() })?,
-        None => Vec::new(),
-    };
-    Ok(Secrets { hash, verifier_keys, uses, read_at })
+    if let Some(error) = refusal(&values) {
+        return Err(error);
+    }
+    let mut hash = None;
+    if let Some((used, key)) = values.iter().find(|(used, _)| used.variable == SIGNING_KEY) {
+        if public_halves(key).is_none() {
+            return Err(Error::SigningKeyUnusable { name: used.reference.name.clone() });
+        }
+        // The signing key is not a variable that can be guessed, so its hash may stand where anybody reads it, and it keys the
+        // rest.
+        let values = values.iter().map(|(used, value)| (used.variable, *value));
+        hash = Some(build::secrets_hash(key, values));
+    }
+    Ok(Secrets { hash, uses, read_at })
+}
+
+/// The public halves of the signing keys; none if there is no key that can sign, and `None` if that could not be found out.
+fn verifier_keys(
+    uses: &[SecretUse],
+    read: &BTreeMap<String, Secret>,
+    absent: &BTreeSet<String>,
+) -> Option<Vec<String>> {
+    let used = uses.iter().find(|used| used.variable == SIGNING_KEY)?;
+    let name = &used.reference.name;
+    (read.contains_key(name) || absent.contains(name))
+        .then(|| value(read, used).and_then(public_halves).unwrap_or_default())
 }
 
 /// The public halves of the keys that stand in these lines; `None` if a line is no key, or there is none.
-fn verifier_keys(lines: &[u8]) -> Option<Vec<String>> {
+fn public_halves(lines: &[u8]) -> Option<Vec<String>> {
     let lines = std::str::from_utf8(lines).ok()?.lines().map(str::trim).filter(|line| !line.is_empty());
     let keys: Option<Vec<String>> =
         lines.map(|line| Some(SignerKey::parse(line).ok()?.verifier().to_string())).collect();
@@ -192,7 +253,6 @@ fn verifier_keys(lines: &[u8]) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use certeus_crds::SecretKeyRef;
     use certeus_tlog::note::Algorithm;
     use k8s_openapi::ByteString;
 
@@ -214,21 +274,77 @@ mod tests {
         key.to_secret_text().to_string()
     }
 
+    const KEY: &str = "visible-and-long";
+
     #[test]
     fn any_value_changes_the_hash_and_none_is_shown() {
         let uses = || vec![used(SIGNING_KEY, "k", false), used(API_KEY, "a", false), used("X", "x", true)];
         let summary = |values: &[(&str, &str)]| summary(uses(), &read(values), Duration::ZERO).unwrap();
-        let first = summary(&[("k", &signer(1)), ("a", " secret\n")]);
-        let read_key = api_key(&uses(), &read(&[("a", " secret\n")]));
-        assert_eq!(read_key, Some(ApiKey::new("secret")));
+        let first = summary(&[("k", &signer(1)), ("a", KEY)]);
+        assert_eq!(api_key(&uses(), &read(&[("a", KEY)])), Some(ApiKey::new(KEY)));
         let others = [
-            summary(&[("k", &signer(1)), ("a", "other")]),
-            summary(&[("k", &signer(2)), ("a", " secret\n")]),
-            summary(&[("k", &signer(1)), ("a", " secret\n"), ("x", "")]),
+            summary(&[("k", &signer(1)), ("a", "another-long-key")]),
+            summary(&[("k", &signer(2)), ("a", KEY)]),
+            summary(&[("k", &signer(1)), ("a", KEY), ("x", "")]),
         ];
         assert!(others.iter().all(|other| other.hash != first.hash), "{others:?}");
-        assert_eq!(summary(&[("k", &signer(1)), ("a", " secret\n"), ("y", "")]).hash, first.hash);
-        assert!(!format!("{first:?}").contains("secret\""), "{first:?}");
+        assert_eq!(summary(&[("k", &signer(1)), ("a", KEY), ("y", "")]).hash, first.hash);
+        assert!(!format!("{first:?}").contains(KEY), "{first:?}");
+    }
+
+    #[test]
+    fn what_the_pods_would_refuse_is_refused_and_not_shown() {
+        let uses = || {
+            vec![
+                used(DATABASE_URL, "url", false),
+                used(API_KEY, "a", false),
+                used(DECRYPT_API_KEY, "d", true),
+                used("AWS_REGION", "r", true),
+            ]
+        };
+        let check = |values: &[(&str, &str)], refused: Option<&str>| {
+            let told = summary(uses(), &read(values), Duration::ZERO).err();
+            let told = told.map(|error| (error.reason(), error.message()));
+            let Some(key) = refused else { return assert_eq!(told, None, "{values:?}") };
+            let (reason, message) = told.unwrap_or_else(|| panic!("{values:?} is taken"));
+            assert!(
+                reason == "SecretInvalid" && message.contains(&format!("{key:?}")),
+                "{reason}: {message}"
+            );
+            for (_, value) in values.iter().filter(|(_, value)| !value.is_empty()) {
+                assert!(!message.contains(value), "{message}");
+            }
+        };
+        let (url, other) = ("postgres://u:p@db:5432/ledger", "0123456789abcdef");
+        check(&[("url", url), ("a", KEY), ("d", other)], None);
+        check(&[("url", "host=/run/postgresql user=u"), ("a", KEY)], None);
+        for wrong in ["not a url", "http://db/ledger", "postgres://db:port/ledger"] {
+            check(&[("url", wrong), ("a", KEY)], Some("url"));
+        }
+        for wrong in
+            ["short", "fifteen-letters", "", "0123456789abcdef\n", "0123456789 abcdef", "0123456789abcdeé"]
+        {
+            check(&[("url", url), ("a", wrong)], Some("a"));
+            check(&[("url", url), ("a", KEY), ("d", wrong)], Some("d"));
+            assert_eq!(api_key(&uses(), &read(&[("a", wrong)])), None);
+        }
+        check(&[("url", url), ("a", KEY), ("d", KEY)], Some("d"));
+        let mut no_text = read(&[("url", url), ("a", KEY), ("r", "")]);
+        let data = no_text.get_mut("s").unwrap().data.as_mut().unwrap();
+        data.insert("r".to_owned(), ByteString(vec![0xff]));
+        assert_eq!(summary(uses(), &no_text, Duration::ZERO).unwrap_err().reason(), "SecretInvalid");
+    }
+
+    #[test]
+    fn signing_keys_are_known_absent_unusable_or_unknown() {
+        let uses = [used(SIGNING_KEY, "k", false)];
+        let keys = |values: &[(&str, &str)]| verifier_keys(&uses, &read(values), &BTreeSet::new());
+        assert_eq!(keys(&[("k", &signer(1))]).unwrap().len(), 1);
+        assert_eq!((keys(&[("k", "none")]), keys(&[])), (Some(Vec::new()), Some(Vec::new())));
+        let nothing_read = |absent: &[&str]| {
+            verifier_keys(&uses, &BTreeMap::new(), &absent.iter().map(ToString::to_string).collect())
+        };
+        assert_eq!((nothing_read(&["s"]), nothing_read(&["other"])), (Some(Vec::new()), None));
     }
 
     #[test]

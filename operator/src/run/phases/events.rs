@@ -2,6 +2,7 @@
 //! that changes, and never so important that a reconcile fails for it.
 
 use certeus_crds::{GROUP, LastDecision, LedgerClusterStatus, VERSION};
+use certeus_operator::decide::{ConditionReason, ConditionType};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType};
 
@@ -21,15 +22,26 @@ pub(crate) struct Told {
     decision: Option<LastDecision>,
 }
 
+/// What may be worth an Event.
+pub(crate) struct News<'a> {
+    /// The status that stands there.
+    pub(crate) before: Option<&'a LedgerClusterStatus>,
+    /// The one that takes its place.
+    pub(crate) status: &'a LedgerClusterStatus,
+    /// What this reconcile failed with.
+    pub(crate) error: Option<&'a Error>,
+}
+
 pub(crate) async fn publish(
     context: &Context,
     key: &ObjectKey,
     told: &mut Told,
     snapshot: &Snapshot,
-    status: &LedgerClusterStatus,
-    error: Option<&Error>,
+    news: &News<'_>,
 ) {
+    let News { before, status, error } = *news;
     let mut events = Vec::new();
+    events.extend(crash_event(before, status));
     let problem =
         error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
     // Trouble that passes by itself is no recovery either.
@@ -86,6 +98,24 @@ fn problem_event(
             Some(event(EventType::Normal, "Recovered", "Reconcile", &format!("{reason} is over")))
         }
         (None, Some(None) | None) => None,
+    }
+}
+
+/// Of pods that began to crash, or that are over it.
+fn crash_event(before: Option<&LedgerClusterStatus>, status: &LedgerClusterStatus) -> Option<Event> {
+    let crashing = ConditionReason::PodsCrashing.as_str();
+    let degraded = |status: &LedgerClusterStatus| {
+        let kind = ConditionType::Degraded.as_str();
+        status.conditions.iter().find(|condition| condition.type_ == kind).cloned()
+    };
+    let now = degraded(status)?;
+    let was = before.and_then(degraded).is_some_and(|before| before.reason == crashing);
+    match (was, now.reason == crashing) {
+        (false, true) => Some(event(EventType::Warning, crashing, "Watch", &now.message)),
+        (true, false) if now.status == "False" => {
+            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{crashing} is over")))
+        }
+        (_, _) => None,
     }
 }
 

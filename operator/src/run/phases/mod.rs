@@ -51,6 +51,8 @@ pub(crate) struct Record {
     secrets: Option<dereference::Secrets>,
     /// As last read; stays while it cannot be read.
     api_key: Option<ApiKey>,
+    /// Public halves of the signing keys as last read, none if there is no key that can sign; `None` before that is known.
+    verifier_keys: Option<Vec<String>>,
     written: Option<status::Written>,
     told: events::Told,
 }
@@ -166,7 +168,7 @@ async fn run(
         advice: &advice,
         workload,
         pending: &done.pending,
-        secrets: secrets.as_ref(),
+        verifier_keys: record.verifier_keys.as_deref(),
         errors: &errors,
     };
     let status = status::status(record.written.as_ref(), &snapshot, &seen);
@@ -226,7 +228,9 @@ async fn finish(
     status: LedgerClusterStatus,
     outcome: Result<(), Error>,
 ) -> Result<(), Error> {
-    events::publish(context, key, &mut record.told, snapshot, &status, outcome.as_ref().err()).await;
+    let before = status::before(record.written.as_ref(), snapshot);
+    let news = events::News { before, status: &status, error: outcome.as_ref().err() };
+    events::publish(context, key, &mut record.told, snapshot, &news).await;
     let written = status::write(context, key, &mut record.written, snapshot, status).await;
     outcome.and(written)
 }

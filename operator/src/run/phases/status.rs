@@ -11,11 +11,10 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::json;
 
 use super::Context;
-use super::dereference::Secrets;
 use crate::run::clock;
 use crate::run::error::Error;
 use crate::run::owned::Workload;
-use crate::run::pods::{ObjectKey, PodSeen};
+use crate::run::pods::{Crash, ObjectKey, PodSeen};
 use crate::run::scaling::Advice;
 use crate::run::world::Snapshot;
 
@@ -34,8 +33,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) workload: Option<&'a Workload>,
     /// In a dry run: what would be done.
     pub(crate) pending: &'a [String],
-    /// `None` while one is missing.
-    pub(crate) secrets: Option<&'a Secrets>,
+    /// Public halves of the signing keys; none if there is no key that can sign, `None` while that is not known.
+    pub(crate) verifier_keys: Option<&'a [String]>,
     /// The worst first.
     pub(crate) errors: &'a [Error],
 }
@@ -46,7 +45,10 @@ pub(crate) fn forget(written: &mut Option<Written>, snapshot: &Snapshot) {
 }
 
 /// The status that stands there.
-fn before<'a>(written: Option<&'a Written>, snapshot: &'a Snapshot) -> Option<&'a LedgerClusterStatus> {
+pub(crate) fn before<'a>(
+    written: Option<&'a Written>,
+    snapshot: &'a Snapshot,
+) -> Option<&'a LedgerClusterStatus> {
     written.map(|own| &own.status).or(snapshot.cluster.status.as_ref())
 }
 
@@ -62,7 +64,7 @@ pub(crate) fn invalid(written: Option<&Written>, snapshot: &Snapshot, error: &Er
 
 /// The status of a cluster.
 pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen<'_>) -> LedgerClusterStatus {
-    let Seen { cluster, pods, advice, workload, pending, secrets, errors } = *seen;
+    let Seen { cluster, pods, advice, workload, pending, verifier_keys, errors } = *seen;
     let scrapes: Vec<PodScrape> = pods.iter().map(|pod| scrape(pod, advice)).collect();
     let draining = advice.draining.iter();
     let draining: Vec<DrainingPod> = draining
@@ -82,35 +84,42 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
         .filter(|pod| newest.is_some() && pod.revision.is_some() && pod.revision.as_ref() != newest);
     let autoscalers: Vec<String> =
         snapshot.autoscaler.iter().map(|name| format!("HorizontalPodAutoscaler {name}")).collect();
+    let crashing: Vec<String> = pods.iter().filter_map(crashing).collect();
     let before = before(written, snapshot);
     let observed = Observed {
         pods: &scrapes,
         desired: advice.desired,
+        applied: workload.map_or(0, |workload| workload.replicas),
         decision: advice.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref()),
         draining: &draining,
         surroundings: Some(Surroundings {
             image: workload.and_then(|workload| workload.image.as_deref()),
             outdated_pods: u32::try_from(outdated.count()).unwrap_or(u32::MAX),
             problems: &problems,
+            crashing: &crashing,
             autoscalers: &autoscalers,
             pending,
-            verifier_keys: secrets.map_or(&[], |secrets| &secrets.verifier_keys),
+            verifier_keys,
             service_monitors: snapshot.service_monitors,
         }),
         before,
         now: Timestamp::now(),
     };
     let mut status = decide::status(cluster, &observed);
-    if secrets.is_none() {
-        // They are what the log was signed with, whether or not they can be read now.
-        status.verifier_keys = before.map(|before| before.verifier_keys.clone()).unwrap_or_default();
-    }
     status.last_decision = match &advice.last_change {
         Some(change) => Some(decide::last_decision(&change.decision, clock::timestamp(change.at))),
         // The one before this operator's time.
         None => before.and_then(|before| before.last_decision.clone()),
     };
     status
+}
+
+/// What there is to say of a pod that crashes.
+fn crashing(pod: &PodSeen) -> Option<String> {
+    let Crash { exit_code, message } = pod.crash.as_deref()?;
+    let code = exit_code.map(|code| format!(" with exit code {code}")).unwrap_or_default();
+    let colon = if message.is_empty() { "" } else { ": " };
+    Some(format!("pod {} is restarted again and again, ended last{code}{colon}{message}", pod.name))
 }
 
 /// A pod's scrapes as the scaler has them, in the phase in which the watch has it.

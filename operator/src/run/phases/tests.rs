@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use certeus_autoscale::PodPhase;
 use hyper::Method;
 use kube::runtime::events::Recorder;
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 use super::fake_api::FakeApi;
 use super::*;
 use crate::run::error::Class;
+use crate::run::pods::Crash;
 use crate::run::watch::{ClusterSeen, checked};
 
 const CLUSTER: &str = "/apis/certeus.io/v1alpha1/namespaces/ns/ledgerclusters/demo/status";
@@ -23,6 +25,7 @@ struct World {
     spec: Value,
     generation: i64,
     autoscaler: Option<String>,
+    pods: Vec<PodSeen>,
 }
 
 impl World {
@@ -39,7 +42,15 @@ impl World {
             "database": { "secretRef": { "name": "db", "key": "url" } },
             "replicas": 3, "autoscaling": { "enabled": false }
         });
-        let world = Self { api, context, record: Record::default(), spec, generation: 1, autoscaler: None };
+        let world = Self {
+            api,
+            context,
+            record: Record::default(),
+            spec,
+            generation: 1,
+            autoscaler: None,
+            pods: Vec::new(),
+        };
         world.secret("postgres://one");
         world
     }
@@ -69,7 +80,7 @@ impl World {
         };
         let snapshot = Snapshot {
             cluster: Arc::new(cluster),
-            pods: Vec::new(),
+            pods: self.pods.clone(),
             owned: self.api.owned(),
             autoscaler: self.autoscaler.clone(),
             service_monitors: false,
@@ -280,11 +291,72 @@ async fn without_its_secret_a_new_cluster_waits_and_a_running_one_goes_on() {
     // It is scaled, and nothing replaces pods that have what they need.
     let workload = world.api.get(WORKLOAD).unwrap();
     assert_eq!((&workload["spec"]["replicas"], &workload["spec"]["template"]), (&json!(5), &template));
+    assert_eq!(world.condition("SigningKey").1, "Generated", "another one is missing");
     // What was generated once is not made anew with another value.
     world.api.remove(SIGNING_KEY);
     world.record.forget_secrets();
     assert_eq!(world.reconcile().await.unwrap_err().reason(), "SecretMissing");
     assert!(world.api.get(SIGNING_KEY).is_none());
+    assert_eq!(world.condition("SigningKey").1, "Unusable");
+
+    let mut world = World::new();
+    world.api.fail(vec![(Method::GET, "demo-signing-key", 403)]);
+    assert_eq!(world.reconcile().await.unwrap_err().reason(), "Forbidden");
+    assert_eq!(world.condition("SigningKey").0, "Unknown");
+}
+
+#[tokio::test]
+async fn a_value_that_pods_would_refuse_never_reaches_them() {
+    let mut world = settled().await;
+    let template = world.api.get(WORKLOAD).unwrap()["spec"]["template"].clone();
+    world.secret("not a url");
+    world.record.forget_secrets();
+    world.edit_spec(|spec| spec["replicas"] = json!(5));
+    let error = world.reconcile().await.unwrap_err();
+    assert_eq!((error.class(), error.reason()), (Class::Missing, "SecretInvalid"));
+    let workload = world.api.get(WORKLOAD).unwrap();
+    assert_eq!((&workload["spec"]["replicas"], &workload["spec"]["template"]), (&json!(5), &template));
+    let (status, reason, message) = world.condition("Degraded");
+    assert_eq!((&*status, &*reason), ("True", "SecretInvalid"));
+    assert!(message.contains("\"url\" of Secret db") && !message.contains("not a url"), "{message}");
+    assert_eq!(world.condition("SigningKey").1, "Generated");
+    assert_eq!(world.api.writes(), ["MERGE statefulsets/demo", "POST ns/events", "PATCH demo/status"]);
+
+    world.secret("postgres://two");
+    world.record.forget_secrets();
+    world.reconcile().await.unwrap();
+    assert_ne!(world.api.get(WORKLOAD).unwrap()["spec"]["template"], template);
+    assert_eq!(world.condition("Degraded").0, "False");
+}
+
+#[tokio::test]
+async fn pods_that_crash_are_told_of_once() {
+    let mut world = settled().await;
+    let crash = Crash { exit_code: Some(2), message: "Error".to_owned() };
+    world.pods = vec![PodSeen {
+        name: "demo-0".to_owned(),
+        uid: "p".to_owned(),
+        ordinal: 0,
+        ip: None,
+        phase: PodPhase::Pending,
+        has_run: true,
+        crash: Some(Box::new(crash)),
+        revision: None,
+        key: None,
+    }];
+    world.reconcile().await.unwrap();
+    let (status, reason, message) = world.condition("Degraded");
+    assert_eq!((&*status, &*reason), ("True", "PodsCrashing"));
+    assert_eq!(message, "pod demo-0 is restarted again and again, ended last with exit code 2: Error");
+    assert_eq!(world.api.writes(), ["POST ns/events", "PATCH demo/status"]);
+    // Nor by the next operator.
+    world.record = Record::default();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), Vec::<String>::new());
+    world.pods[0].crash = None;
+    world.reconcile().await.unwrap();
+    assert_eq!(world.condition("Degraded").0, "False");
+    assert_eq!(world.api.writes(), ["POST ns/events", "PATCH demo/status"]);
 }
 
 #[tokio::test]

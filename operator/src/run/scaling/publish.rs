@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use certeus_autoscale::{Reason, TriggerKind};
+use certeus_operator::decide::PodScrape;
 
 use super::drain::DrainState;
 use super::{Advice, LastChange};
@@ -55,7 +56,7 @@ impl Publisher {
     fn is_news(&self, now: Duration, candidate: &Advice) -> bool {
         let age = now.saturating_sub(self.at);
         Action::of(&self.told) != Action::of(candidate)
-            || !knows_database(&self.told) && knows_database(candidate)
+            || database(&self.told) < database(candidate)
             || age >= REASON_INTERVAL && Explanation::of(&self.told) != Explanation::of(candidate)
             || age >= VALUE_INTERVAL && has_moved(&self.told, candidate)
     }
@@ -89,7 +90,7 @@ struct Explanation {
     reason: Option<Reason>,
     limit: Option<Reason>,
     unmeasured: Vec<TriggerKind>,
-    knows_database: bool,
+    database: (bool, bool),
     without_database: usize,
     unchecked: usize,
 }
@@ -107,17 +108,21 @@ impl Explanation {
             reason: decision.map(certeus_autoscale::Decision::reason),
             limit: decision.and_then(|decision| Some(decision.adjustments.last()?.reason)),
             unmeasured: triggers.filter(|report| report.outcome.is_err()).map(|report| report.kind).collect(),
-            knows_database: knows_database(advice),
+            database: database(advice),
             without_database: cut_off.count(),
             unchecked: advice.scrapes.iter().filter(|pod| pod.waits_for_log()).count(),
         }
     }
 }
 
-/// Whether any pod says if it can commit. Of a fixed count of pods nothing else becomes known by their first samples.
-fn knows_database(advice: &Advice) -> bool {
-    let mut samples = advice.scrapes.iter().filter_map(|pod| pod.latest.as_ref().ok());
-    samples.any(|sample| sample.database_up.is_ok())
+/// Whether any pod says if it can commit, and whether one can. Of a fixed count of pods nothing else becomes known by their
+/// first samples, and with the first commit a new cluster is ready. A database that comes and goes is not told of at once: that
+/// it went is told late, and only then is its coming news.
+fn database(advice: &Advice) -> (bool, bool) {
+    let up = |pod: &PodScrape| pod.latest.as_ref().ok().and_then(|sample| sample.database_up.ok());
+    let commits = |pod: &PodScrape| up(pod).is_some_and(|up| up != 0.0) && !pod.waits_for_log();
+    let pods = &advice.scrapes;
+    (pods.iter().any(|pod| up(pod).is_some()), pods.iter().any(commits))
 }
 
 fn values(advice: &Advice) -> impl Iterator<Item = (TriggerKind, f64)> {
