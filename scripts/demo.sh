@@ -9,7 +9,7 @@ export PATH="$PWD/.tools/bin:$HOME/.cargo/bin:$PATH"
 # The heavy load: small requests, as they cost the pods much and the disk little.
 readonly HEAVY=(--workers 32 --batch 5 --duration 40s --ramp-up 5s)
 # The light load that goes on while pods are taken away: a drain must not disturb it.
-readonly LIGHT=(--workers 4 --batch 1 --target-throughput 200 --duration 5m)
+readonly LIGHT=(--workers 4 --batch 1 --target-throughput 100 --duration 5m)
 readonly READY_WITHIN=60 SCALE_IN_WITHIN=90
 
 work=
