@@ -99,7 +99,7 @@ pub(crate) async fn run(context: Context) {
             _stopped = stop.wait_for(|stop| *stop) => return,
             // The watches live as long as their set, and the sender beside them as long as this function.
             Some(change) = changes.recv() => {
-                if matches!(change, Change::Imports(true)) && !keeper.is_importing {
+                if matches!(change, Change::Imports(true)) && !matches!(keeper.imports, Imports::Watched(_)) {
                     watching.start(Origin::PrometheusRule, &mut watches);
                 }
                 keeper.take(change, clock::now());
@@ -147,16 +147,22 @@ struct Keeper {
     /// No round may run before the AlertRules of its namespace are known: the others would be removed from pods.
     lists: Lists,
     scope: Scope,
+    imports: Imports,
+}
+
+/// What is known of PrometheusRules. Until all of a namespace are known, pods keep those that they have; AlertRules do not wait for
+/// what may never come.
+enum Imports {
+    /// Whether there is such a kind was not answered yet.
+    Undecided,
+    /// There are none.
+    Absent,
     /// The kind was there once, so that its watches tell what there is of it.
-    is_importing: bool,
-    /// For each watched namespace, whether all its PrometheusRules are known. Until then pods keep those that they have; AlertRules
-    /// do not wait for what may never come.
-    imports_known: Vec<bool>,
+    Watched(Lists),
 }
 
 impl Keeper {
     fn new(tools: Arc<Tools>, pods: PodDirectory, scope: Scope) -> Self {
-        let namespaces = scope.namespaces().len();
         Self {
             tools,
             pods,
@@ -171,8 +177,7 @@ impl Keeper {
             running: HashMap::new(),
             lists: Lists::new(&scope, BTreeSet::from([seen::WATCH])),
             scope,
-            is_importing: false,
-            imports_known: vec![false; namespaces],
+            imports: Imports::Undecided,
         }
     }
 
@@ -192,24 +197,22 @@ impl Keeper {
         match change {
             Change::List(listing) => {
                 self.lists.note(listing);
-                self.wake_all(now);
-            }
-            Change::Imports(true) if !self.is_importing => {
-                self.is_importing = true;
-                self.imports_known.fill(false);
-            }
-            Change::Imports(false) if !self.is_importing && self.imports_known.contains(&false) => {
-                // There are none.
-                self.imports_known.fill(true);
-                self.wake_all(now);
-            }
-            Change::Imports(_) => {}
-            Change::ImportsList(listing) => {
-                if let Some(is_known) = self.imports_known.get_mut(listing.place) {
-                    *is_known = listing.complete;
+                if let Imports::Watched(lists) = &mut self.imports {
+                    lists.note(listing);
                 }
                 self.wake_all(now);
             }
+            Change::Imports(is_known) => match (&self.imports, is_known) {
+                (Imports::Undecided | Imports::Absent, true) => {
+                    let required = BTreeSet::from([seen::IMPORTS_WATCH]);
+                    self.imports = Imports::Watched(Lists::new(&self.scope, required));
+                }
+                (Imports::Undecided, false) => {
+                    self.imports = Imports::Absent;
+                    self.wake_all(now);
+                }
+                (Imports::Absent, false) | (Imports::Watched(_), _) => {}
+            },
             Change::Gone(key) => {
                 if let Some(old) = self.rules.remove(&key) {
                     self.tools.objects(&old).dec();
@@ -248,8 +251,11 @@ impl Keeper {
 
     /// Whether all PrometheusRules of a namespace are known.
     fn knows_imports(&self, namespace: &str) -> bool {
-        let place = self.scope.place(namespace);
-        place.and_then(|place| self.imports_known.get(place)).is_some_and(|is_known| *is_known)
+        match &self.imports {
+            Imports::Undecided => false,
+            Imports::Absent => true,
+            Imports::Watched(lists) => lists.is_known(namespace),
+        }
     }
 
     /// What is kept of an object in place of what was before.

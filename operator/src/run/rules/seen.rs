@@ -39,12 +39,10 @@ pub(super) enum Change {
     /// An object that was read again: older or newer than what the watch has shown, perhaps.
     Again(ObjectKey, Box<DynamicObject>),
     Gone(ObjectKey),
-    /// How the list of one watch of AlertRules fares.
+    /// How the list of one watch fares.
     List(Listing),
     /// Whether the API server knows PrometheusRules.
     Imports(bool),
-    /// How the list of one watch of PrometheusRules fares.
-    ImportsList(Listing),
 }
 
 /// Where rules come from.
@@ -177,6 +175,8 @@ pub(super) async fn read_again(client: Client, keys: Vec<ObjectKey>, changes: mp
 
 /// The name of the watch of AlertRules.
 pub(super) const WATCH: &str = "alertrules";
+/// The name of the watch of PrometheusRules.
+pub(super) const IMPORTS_WATCH: &str = "prometheusrules";
 
 /// Starts the watches of rules.
 pub(super) struct Watching {
@@ -191,18 +191,12 @@ impl Watching {
     /// One task for each watched namespace.
     pub(super) fn start(&self, origin: Origin, tasks: &mut JoinSet<()>) {
         let config = watcher::Config::default().page_size(PAGE_OBJECTS);
-        let (name, need, kind, config, listing): (_, _, _, _, fn(Listing) -> Change) = match origin {
-            Origin::AlertRule => {
-                (WATCH, Need::Required, ApiResource::erase::<AlertRule>(&()), config, Change::List)
-            }
+        let (name, need, kind, config) = match origin {
+            Origin::AlertRule => (WATCH, Need::Required, ApiResource::erase::<AlertRule>(&()), config),
             // Their definition, or the right to read them, may be missing: that must not end the process.
-            Origin::PrometheusRule => (
-                "prometheusrules",
-                Need::Helpful,
-                prometheus_rule_resource(),
-                config.labels(CLUSTER_LABEL),
-                Change::ImportsList,
-            ),
+            Origin::PrometheusRule => {
+                (IMPORTS_WATCH, Need::Helpful, prometheus_rule_resource(), config.labels(CLUSTER_LABEL))
+            }
         };
         for (place, namespace) in self.scope.namespaces().into_iter().enumerate() {
             let api: Api<DynamicObject> = match namespace {
@@ -210,7 +204,7 @@ impl Watching {
                 Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind),
             };
             let Self { changes, metrics, health, client: _, scope: _ } = self;
-            let outlet = Outlet::new(changes, metrics, health, (place, namespace), listing);
+            let outlet = Outlet::new(changes, metrics, health, (place, namespace), Change::List);
             let change = move |key: ObjectKey, object: Option<Box<DynamicObject>>| {
                 let key = match origin {
                     Origin::AlertRule => key,

@@ -361,13 +361,13 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
         assert_eq!(pod.has(), names([("prometheusrule..left", 1)]), "AlertRules wait for nothing else");
         if comes_later {
             let imports = |place| complete("prometheusrules", place);
-            settle(vec![Change::Imports(true), Change::ImportsList(imports(0)), Change::Imports(true)]).await;
+            settle(vec![Change::Imports(true), Change::List(imports(0)), Change::Imports(true)]).await;
             assert_eq!(
                 pod.has(),
                 names([("prometheusrule..left", 1)]),
                 "those of another namespace are known"
             );
-            settle(vec![Change::ImportsList(imports(1))]).await;
+            settle(vec![Change::List(imports(1))]).await;
         } else {
             settle(vec![Change::Imports(false)]).await;
         }
