@@ -14,6 +14,8 @@ use crate::installed::{IN_TIME, Installed, fixed, pods_of, writes};
 const NEW: &str = env!("CARGO_PKG_VERSION");
 /// Longer than any period of the operator but its slow resync.
 const REST: Duration = Duration::from_secs(5);
+/// Longer than the operator gathers edits for, and a scaler's turn: a second rollout would have begun.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// The first version there can have been, as long as the present one.
 fn old_version() -> String {
@@ -90,7 +92,7 @@ fn an_operator_of_another_version_restarts_no_pod_until_a_version_is_named() {
     world.wait_for_condition("trades", "Progressing", "False");
     let (after, as_written_now) = (pods(&world), workload(&world));
     assert_ne!(as_written_now.1, as_written.1);
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(AGAIN);
     assert_eq!((pods(&world), workload(&world)), (after, as_written_now), "once");
     new.stop().unwrap();
 }
