@@ -11,6 +11,7 @@ mod clock;
 mod controller;
 mod discovery;
 mod error;
+mod events;
 mod follow;
 mod lease;
 mod lists;

@@ -8,11 +8,9 @@ use kube::runtime::events::{Event, EventType};
 
 use super::Context;
 use crate::run::error::Error;
+use crate::run::events::{self, event};
 use crate::run::pods::ObjectKey;
 use crate::run::world::Snapshot;
-
-/// Longest note the API server takes.
-const NOTE_CHARS_MAX: usize = 1000;
 
 /// What was told last.
 #[derive(Debug, Default)]
@@ -68,14 +66,7 @@ pub(crate) async fn publish(
         ..ObjectReference::default()
     };
     for event in events {
-        context.metrics.writes.with_label_values(&["Event", "create"]).inc();
-        if let Err(error) = context.recorder.publish(&event, &reference).await {
-            context.metrics.events_lost.inc();
-            tracing::debug!(
-                error = crate::errors::chain(&error),
-                "a Kubernetes Event could not be published"
-            );
-        }
+        events::publish(&context.recorder, &context.metrics, &event, &reference).await;
     }
 }
 
@@ -116,15 +107,5 @@ fn crash_event(before: Option<&LedgerClusterStatus>, status: &LedgerClusterStatu
             Some(event(EventType::Normal, "Recovered", "Watch", &format!("{crashing} is over")))
         }
         (_, _) => None,
-    }
-}
-
-fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
-    Event {
-        type_,
-        reason: reason.to_owned(),
-        note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
-        action: action.to_owned(),
-        secondary: None,
     }
 }

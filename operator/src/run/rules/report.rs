@@ -23,13 +23,11 @@ use serde_json::json;
 
 use super::super::clock;
 use super::super::error::Error;
+use super::super::events::{self, event};
 use super::super::pods::{ObjectKey, PodSeen};
 use super::pod::{Name, Outcome};
 use super::round::{ECHO_MAX, KIND, MANAGER, Memory, Tools, WRITES_MAX};
 use super::seen::{Origin, RuleSeen};
-
-/// Kubernetes takes no longer note in an event.
-const NOTE_BYTES_MAX: usize = 1000;
 
 /// Whether a pod counts among those that should have the rules.
 fn counts(pod: &PodSeen) -> bool {
@@ -151,11 +149,11 @@ impl Told {
             let verb = if *rules == 1 { "is" } else { "are" };
             let (rules, groups) = (counted(*rules, "rule"), counted(*groups, "group"));
             let note = format!("{rules} in {groups} {verb} in {pods} of {pods} pods");
-            events.push(event(EventType::Normal, "Loaded", &note, "Deliver"));
+            events.push(event(EventType::Normal, "Loaded", "Deliver", &note));
         }
         if let Some(refused) = refused.filter(|refused| self.refused.as_ref() != Some(refused)) {
             self.refused = Some(refused.clone());
-            events.push(event(EventType::Warning, "DeliveryFailed", refused, "Deliver"));
+            events.push(event(EventType::Warning, "DeliveryFailed", "Deliver", refused));
         }
         self.status = Some(status);
         events
@@ -204,12 +202,7 @@ fn news(before: Option<&AlertRuleStatus>, after: &AlertRuleStatus) -> Option<Eve
         }
     };
     let type_ = if is_valid(after) { EventType::Normal } else { EventType::Warning };
-    is_news.then(|| event(type_, &after.reason, &after.message, "Validate"))
-}
-
-fn event(type_: EventType, reason: &str, note: &str, action: &str) -> Event {
-    let note = note[..note.floor_char_boundary(NOTE_BYTES_MAX)].to_owned();
-    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+    is_news.then(|| event(type_, &after.reason, "Validate", &after.message))
 }
 
 async fn publish(tools: &Tools, key: &ObjectKey, rule: &RuleSeen, event: &Event) {
@@ -230,12 +223,9 @@ async fn publish(tools: &Tools, key: &ObjectKey, rule: &RuleSeen, event: &Event)
         name: Some(name.to_owned()),
         namespace: Some(key.namespace.to_string()),
         uid: Some(rule.uid.clone()),
-        // The recorder takes events of one reason about one reference for repetitions, and shows the first one's note.
+        // So that a second mistake shows its own text.
         resource_version: Some(rule.resource_version.clone()),
         ..ObjectReference::default()
     };
-    if let Err(error) = tools.recorder.publish(event, &object).await {
-        tools.metrics.events_lost.inc();
-        tracing::debug!(rule = %key, reason = %error, "an event could not be published");
-    }
+    events::publish(&tools.recorder, &tools.metrics, event, &object).await;
 }
