@@ -63,6 +63,8 @@ pub(crate) async fn publish(
         namespace: Some(key.namespace.to_string()),
         name: Some(key.name.to_string()),
         uid: Some(snapshot.cluster.uid.clone()),
+        // So that a second change or trouble of one reason shows its own text.
+        resource_version: Some(snapshot.cluster.resource_version.clone()),
         ..ObjectReference::default()
     };
     for event in events {

@@ -357,6 +357,11 @@ async fn pods_that_crash_are_told_of_once() {
     world.reconcile().await.unwrap();
     assert_eq!(world.condition("Degraded").0, "False");
     assert_eq!(world.api.writes(), ["POST ns/events", "PATCH demo/status"]);
+    // Of the same reason soon after: it has its own text, and is no repetition of the first.
+    let crash = Crash { exit_code: Some(137), message: "OOMKilled".to_owned() };
+    world.pods[0].crash = Some(Box::new(crash));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["POST ns/events", "PATCH demo/status"]);
 }
 
 #[tokio::test]
