@@ -308,6 +308,13 @@ async fn restore(client: &Client, name: &str) {
     client.batch_execute(&sql).await.unwrap();
 }
 
+/// Until PostgreSQL has ended what closed pods had asked for last: it might still write after a restore.
+async fn sessions_ended(client: &Client) {
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'certeus-dataplane'";
+    let ended = async || client.query_one(sessions, &[]).await.unwrap().get::<_, i64>(0) == 0;
+    until("the end of all sessions", ended).await;
+}
+
 /// A pod whose anchor is older than the backup would sign what the others know to be a fork.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_knows_less_signs_nothing_that_another_contradicts() {
@@ -337,6 +344,7 @@ async fn a_pod_that_knows_less_signs_nothing_that_another_contradicts() {
     for (more, expected) in
         [(0, "the log was signed up to 750"), (90, "the first 750 events in the database")]
     {
+        sessions_ended(&client).await;
         restore(&client, "old").await;
         let old = Pod::start_alone(&pg.url(), &stale).ready().await;
         until("the lock", async || old.leads()).await;
@@ -359,6 +367,7 @@ async fn a_pod_that_knows_less_signs_nothing_that_another_contradicts() {
     }
 
     // With the right backup it goes on.
+    sessions_ended(&client).await;
     restore(&client, "new").await;
     let pods = [&stale, &informed].map(|anchor| Pod::start_alone(&pg.url(), anchor));
     for pod in pods {
