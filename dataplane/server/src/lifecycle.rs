@@ -13,6 +13,9 @@ use tokio::sync::{Notify, watch};
 
 /// While lame, the pod serves on but asks each client to reconnect, which takes it to another pod.
 const LAME_DUCK: Duration = Duration::from_secs(3);
+/// So long new connections come to an address that is balanced by readiness after the pod is no longer ready: two readiness
+/// probes, 2 s apart, have to fail, and every node has to hear of it.
+const ROUTED: Duration = Duration::from_secs(8);
 /// Connections get this long to end after the last reply.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(2);
 
@@ -44,6 +47,8 @@ pub(crate) enum Cancelled {
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     phase: watch::Sender<Phase>,
+    /// Clients come to an address of the pod's own, for as long as somebody sends them there.
+    own_address: bool,
     /// The process was told to end.
     ending: AtomicBool,
     /// The drain was cancelled too late.
@@ -68,9 +73,10 @@ impl Drop for ConnectionGuard {
 impl Lifecycle {
     /// A pod that serves.
     #[must_use]
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(own_address: bool) -> Arc<Self> {
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Serving),
+            own_address,
             ending: AtomicBool::new(false),
             restarting: watch::Sender::new(false),
             connections: AtomicUsize::new(0),
@@ -179,7 +185,7 @@ impl Lifecycle {
                 () = self.reached(Phase::LameDuck) => {}
             }
             tokio::select! {
-                () = self.no_connections(LAME_DUCK) => {}
+                () = self.sent_elsewhere() => {}
                 _cancelled = self.left_lame_duck() => {}
             }
             let flushing = self.phase.send_if_modified(|phase| {
@@ -199,6 +205,14 @@ impl Lifecycle {
         self.phase.send_replace(Phase::Drained);
         let spooled = ledger.spool_status().map_or(0, |spool| spool.records);
         tracing::info!(spooled, "drained: everything admitted is committed, spooled or answered");
+    }
+
+    /// Waits until clients had the time to go elsewhere.
+    async fn sent_elsewhere(&self) {
+        // Whoever ends the process has seen to it that nobody is sent here any more.
+        let is_routed = self.own_address && !self.ending.load(Ordering::Acquire);
+        let routed = if is_routed { ROUTED } else { Duration::ZERO };
+        tokio::join!(tokio::time::sleep(routed), self.no_connections(LAME_DUCK));
     }
 
     /// Waits until no API connection is left, or the time is over.
@@ -223,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_drain_is_taken_back_until_the_ledger_closes() {
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::new(true);
         assert_eq!(lifecycle.cancel_drain(), Cancelled::Serving, "there is none");
         lifecycle.begin_drain();
         assert_eq!((lifecycle.cancel_drain(), lifecycle.phase()), (Cancelled::Serving, Phase::Serving));
@@ -236,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_drains_whatever_is_said() {
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::new(true);
         lifecycle.end();
         assert_eq!((lifecycle.cancel_drain(), lifecycle.phase()), (Cancelled::Ending, Phase::LameDuck));
         lifecycle.phase.send_replace(Phase::Drained);

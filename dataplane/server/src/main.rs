@@ -182,7 +182,7 @@ async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<(
     let (api_address, admin_address) = (api_socket.local_addr()?, admin_socket.local_addr()?);
     let (ledger, tasks) = Ledger::start(ledger_config, &registry)?;
     let rules = RuleStore::open(rules, &registry)?;
-    let lifecycle = Lifecycle::new();
+    let lifecycle = Lifecycle::new(matches!(api, Listen::Address(_)));
     let draining = IntGauge::new("certeus_draining", "Whether the pod is draining (1) or not (0).")?;
     registry.register(Box::new(draining.clone()))?;
     let app = App::new(Parts {

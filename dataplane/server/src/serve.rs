@@ -88,8 +88,8 @@ fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves the API until the pod flushes. An inherited socket is left to the other pods as soon as draining begins; a socket of
-/// its own is served to the end, since closing it would cut off clients that are just connecting.
+/// Serves the API. An inherited socket is left to the other pods as soon as draining begins; a socket of its own is served until
+/// the process ends: whoever still comes is told that the pod drains, and knows that nothing was stored.
 pub(crate) async fn serve_api(
     listener: TcpListener,
     listen: Listen,
@@ -97,14 +97,10 @@ pub(crate) async fn serve_api(
     lifecycle: Arc<Lifecycle>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let last = match listen {
-        Listen::Inherited => Phase::LameDuck,
-        Listen::Address(_) => Phase::Flushing,
-    };
     loop {
         let stream = tokio::select! {
             biased;
-            () = lifecycle.reached(last) => match lifecycle.left_lame_duck().await {
+            () = lifecycle.reached(Phase::LameDuck), if matches!(listen, Listen::Inherited) => match lifecycle.left_lame_duck().await {
                 // The drain was cancelled.
                 Phase::Serving => continue,
                 Phase::LameDuck | Phase::Flushing | Phase::Drained => return,
@@ -162,6 +158,8 @@ async fn accept(
 /// Serves one connection. With an age it is asked to end after that, and when the pod drains.
 async fn connection(stream: TcpStream, router: Router, age: Option<Duration>, lifecycle: &Arc<Lifecycle>) {
     let ends = age.map(|age| Instant::now() + age);
+    // A connection that comes later waits for its one reply.
+    let closes = ends.is_some() && lifecycle.phase() < Phase::Flushing;
     let inner = TowerToHyperService::new(router);
     let service = service_fn(|request: Request<Incoming>| {
         let reply = hyper::service::Service::call(&inner, request);
@@ -180,7 +178,7 @@ async fn connection(stream: TcpStream, router: Router, age: Option<Duration>, li
     let served = tokio::select! {
         served = connection.as_mut() => served,
         // From here on an idle connection is closed, and a busy one after its reply.
-        () = lifecycle.reached(Phase::Flushing), if ends.is_some() => {
+        () = lifecycle.reached(Phase::Flushing), if closes => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
