@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.tools/bin:$(HOME)/.cargo/bin:$(PATH)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up down test e2e torture bench bench-operator manifests lint fmt clean
+.PHONY: help build demo up down test e2e e2e-node torture bench bench-operator manifests lint fmt clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ e2e: ## Run the tests against a real Kubernetes control plane; E2E_ARGS="reconci
 	@scripts/setup.sh rust postgres go controlplane helm
 	cargo build -p certeus-dataplane -p certeus-operator
 	cargo test -p certeus-e2e --test kubernetes --test helm -- $(E2E_ARGS)
+
+e2e-node: build ## Run it in containers on a real node, as root: kubelet, containerd, kube-proxy; "E2E_ARGS=keep" to look around
+	@scripts/setup.sh rust postgres go controlplane helm node
+	@e2e/node/run.sh $(E2E_ARGS)
 
 torture: build ## Break everything at length; TORTURE_ARGS="run pod-kill --seed 7" for some of it, "list" for what there is
 	@scripts/setup.sh postgres faketime

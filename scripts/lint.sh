@@ -41,7 +41,7 @@ step cargo clippy --workspace --all-targets -- -D warnings
 step cargo deny check bans licenses sources
 check_advisories
 if command -v shellcheck >/dev/null; then
-    step shellcheck scripts/*.sh .ci/run e2e/src/cluster/kubelet/*.sh
+    step shellcheck scripts/*.sh .ci/run e2e/src/cluster/kubelet/*.sh e2e/node/*.sh
 else
     echo "lint: shellcheck is not installed: the shell scripts were not checked"
 fi

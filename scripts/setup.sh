@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes sure that what a make target needs is there; quick when it is. Run as
-#   scripts/setup.sh [rust] [postgres] [faketime] [go] [controlplane] [helm] [deny] [shellcheck] [promtool]
+#   scripts/setup.sh [rust] [postgres] [faketime] [go] [controlplane] [helm] [node] [deny] [shellcheck] [promtool]
 # rust:     cargo and a C compiler
 # postgres: the server programs (postgres, initdb) and psql; installed with apt where that is possible
 # faketime: libfaketime, for the tests of clocks that jump; without it these are skipped, so that its absence is no failure
 # go:       Go, to build verifiers of the log that are not ours, from their published modules
 # controlplane: etcd, kube-apiserver, kube-controller-manager and kubectl, see scripts/controlplane.sh; after go
 # helm:     helm, built from its published Go module below .tools when it is missing or of another version; after go
+# node:     what e2e/node/run.sh needs of the system to run containers: runc, network plugins, iptables, and buildah for the image
 # deny:     cargo-deny, installed below .tools when it is missing or too old
 # promtool, shellcheck: for the alerts and the shell scripts; without them these are not checked, so that their absence is no failure
 set -euo pipefail
@@ -131,6 +132,13 @@ need_helm() {
     GOBIN="$PWD/.tools/bin" GOFLAGS=-trimpath go install -ldflags='-s -w' "$HELM_MODULE/cmd/helm@$HELM_VERSION"
 }
 
+need_node() {
+    if command -v runc && command -v buildah && command -v iptables && [ -x /usr/lib/cni/bridge ]; then return; fi >/dev/null
+    can_apt || fail "runc, buildah, iptables and the CNI plugins in /usr/lib/cni are needed: install them"
+    echo "setup: installing runc, buildah, iptables and CNI plugins"
+    apt_install runc buildah iptables iproute2 containernetworking-plugins openssl
+}
+
 need_deny() {
     has_deny && return
     echo "setup: building cargo-deny $DENY_VERSION below .tools; this takes some minutes, once"
@@ -159,7 +167,7 @@ need_promtool() {
 
 for need in "$@"; do
     case $need in
-        rust | postgres | faketime | go | controlplane | helm | deny | shellcheck | promtool) "need_$need" ;;
+        rust | postgres | faketime | go | controlplane | helm | node | deny | shellcheck | promtool) "need_$need" ;;
         *) fail "unknown need '$need'" ;;
     esac
 done
