@@ -134,10 +134,15 @@ impl Controller {
                 },
                 Some(change) = changes.recv() => match change {
                     Change::List(listing) => self.listed(&mut lists, listing),
-                    Change::ServiceMonitors(true) if monitors.is_empty() => {
-                        let Context { client, metrics, .. } = &*self.context;
-                        monitors = watches::start_service_monitors(client, &self.scope, &sender, metrics, &self.health);
-                        self.change(Change::ServiceMonitors(true));
+                    Change::ServiceMonitors(known) => {
+                        if known && monitors.is_empty() {
+                            let Context { client, metrics, .. } = &*self.context;
+                            monitors = watches::start_service_monitors(client, &self.scope, &sender, metrics, &self.health);
+                        } else if !known {
+                            // They would be refused from now on. Dropped, they end.
+                            monitors = JoinSet::new();
+                        }
+                        self.change(Change::ServiceMonitors(known));
                     }
                     change => self.change(change),
                 },

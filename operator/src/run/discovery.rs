@@ -17,6 +17,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// While the operator cannot work without them.
 const MISSING_INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// So often in a row a kind that was there has to be missing before it counts as gone: of several API servers one may not have
+/// read all definitions yet.
+const ABSENCES_MIN: u32 = 2;
 /// Everything the operator reconciles.
 const KINDS: [&str; 2] = ["LedgerCluster", "AlertRule"];
 
@@ -72,12 +75,22 @@ pub(crate) async fn watch_kind<C>(
     changes: mpsc::Sender<C>,
     change: fn(bool) -> C,
 ) {
+    // One that was never there is gone at once.
+    let mut absences = ABSENCES_MIN;
+    let mut told = None;
     loop {
         // An error says nothing either way.
-        if let Ok(kinds) = kinds(&client, &kind.api_version).await
-            && changes.send(change(kinds.contains(&kind.kind))).await.is_err()
-        {
-            return;
+        if let Ok(kinds) = kinds(&client, &kind.api_version).await {
+            let is_known = kinds.contains(&kind.kind);
+            absences = if is_known { 0 } else { absences.saturating_add(1) };
+            if is_known || absences >= ABSENCES_MIN {
+                if told.replace(is_known).is_some_and(|before| before != is_known) {
+                    tracing::info!(kind = kind.kind, is_known, "a kind of others came or went");
+                }
+                if changes.send(change(is_known)).await.is_err() {
+                    return;
+                }
+            }
         }
         tokio::time::sleep(INTERVAL).await;
     }
@@ -90,5 +103,59 @@ async fn kinds(client: &Client, group_version: &str) -> Result<Vec<String>, kube
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
         Ok(Err(error)) => Err(error),
         Err(_elapsed) => Err(kube::Error::Service(Box::new(NoAnswer))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use certeus_operator::build::service_monitor_resource;
+    use http_body_util::Full;
+    use hyper::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+    use tower::{BoxError, service_fn};
+
+    use super::*;
+
+    /// An API server that answers in turn that it knows the kind, that it knows none of its group, or with a failure.
+    fn server(answers: &'static [u16]) -> Client {
+        let answers = Mutex::new(answers.iter());
+        let service = service_fn(move |_: Request<Body>| {
+            let answer = answers.lock().unwrap().next().copied();
+            async move {
+                // Who has no more to say keeps the connection open.
+                let Some(code) = answer else { return std::future::pending().await };
+                let resource = json!({ "name": "servicemonitors", "singularName": "", "namespaced": true,
+                    "kind": "ServiceMonitor", "verbs": [] });
+                let body = match code {
+                    200 => json!({ "kind": "APIResourceList", "groupVersion": "", "resources": [resource] }),
+                    code => json!({ "kind": "Status", "status": "Failure", "message": "", "reason": "", "code": code }),
+                };
+                let body = Full::new(Bytes::from(body.to_string()));
+                Response::builder().status(code).body(body).map_err(BoxError::from)
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_was_there_is_gone_once_it_was_missing_twice_in_a_row() {
+        let check = async |answers: &'static [u16], expected: &[bool]| {
+            let (sender, mut changes) = mpsc::channel(16);
+            let watching =
+                tokio::spawn(watch_kind(server(answers), service_monitor_resource(), sender, |known| known));
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            watching.abort();
+            let mut told = Vec::new();
+            while let Some(known) = changes.recv().await {
+                told.push(known);
+            }
+            assert_eq!(told, expected, "{answers:?}");
+        };
+        check(&[404, 200, 404, 200], &[false, true, true]).await;
+        check(&[500, 200, 404, 500, 404, 404, 200], &[true, false, false, true]).await;
     }
 }

@@ -75,7 +75,7 @@ pub(crate) enum Need {
     Helpful,
 }
 
-/// Watches until nobody takes changes any more.
+/// Watches until nobody takes changes any more, or its task is aborted.
 pub(crate) async fn follow<K, V, C>(
     name: &'static str,
     need: Need,
@@ -254,6 +254,15 @@ impl<'a, C> Report<'a, C> {
     fn news(&self, before: Option<bool>, complete: bool) -> Option<Listing> {
         let listing = Listing { watch: self.name, place: self.outlet.place, complete };
         (before != Some(complete)).then_some(listing)
+    }
+}
+
+impl<C> Drop for Report<'_, C> {
+    /// A watch that is given up, as its kind is gone, is not refused any more.
+    fn drop(&mut self) {
+        if self.complete == Some(false) {
+            self.outlet.metrics.watch_refused.with_label_values(&[self.name]).dec();
+        }
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) struct World {
 }
 
 const POD: &str = "Pod";
+const SERVICE_MONITOR: &str = "ServiceMonitor";
 
 impl World {
     /// Takes note of a change and tells which clusters it concerns.
@@ -111,6 +112,14 @@ impl World {
                     return Vec::new();
                 }
                 self.service_monitors = known;
+                if !known {
+                    // They went with their definition, whether or not the watch could still tell.
+                    let is_monitor = |kind: &str| kind == SERVICE_MONITOR;
+                    self.owners.retain(|(kind, _), _| !is_monitor(kind));
+                    for objects in self.owned.values_mut() {
+                        objects.retain(|(kind, _), _| !is_monitor(kind));
+                    }
+                }
                 self.clusters.keys().map(|key| (key.clone(), Effect::Around)).collect()
             }
             Change::List(_) => Vec::new(),
@@ -283,6 +292,24 @@ mod tests {
         world.refer(&key("a"), &["two".to_owned()].into());
         world.apply(Change::Cluster(key("b"), None));
         assert_eq!((told(&mut world, "one"), told(&mut world, "two")), (0, 1));
+    }
+
+    #[test]
+    fn service_monitors_go_with_their_definition() {
+        let mut world = World::default();
+        world.apply(cluster(1, "1"));
+        let monitor = || match owned("1") {
+            Change::Owned(_, key, seen) => Change::Owned(SERVICE_MONITOR, key, seen),
+            other => other,
+        };
+        let count = |world: &World| world.snapshot(&key("demo")).unwrap().owned.len();
+        assert_eq!(world.apply(Change::ServiceMonitors(true)), [(key("demo"), Effect::Around)]);
+        world.apply(owned("1"));
+        world.apply(monitor());
+        assert_eq!(count(&world), 2);
+        assert_eq!(world.apply(Change::ServiceMonitors(false)), [(key("demo"), Effect::Around)]);
+        assert_eq!((count(&world), world.apply(Change::ServiceMonitors(false)).len()), (1, 0));
+        assert_eq!(world.apply(Change::Owned(SERVICE_MONITOR, key("demo-pods"), None)), []);
     }
 
     #[test]

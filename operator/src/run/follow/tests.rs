@@ -57,6 +57,7 @@ struct Watch {
     told: mpsc::Receiver<Told>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Watch {
@@ -68,7 +69,7 @@ impl Watch {
         let outlet = Outlet::new(&sender, &metrics, &health, (0, Some("ns")), listing);
         let change = |key: ObjectKey, pod: Option<()>| Told::Pod(key.name.to_string(), pod.is_some());
         let api: Api<Pod> = Api::namespaced(client, "ns");
-        tokio::spawn(follow(
+        let task = tokio::spawn(follow(
             "pods",
             Need::Required,
             api,
@@ -77,7 +78,7 @@ impl Watch {
             change,
             outlet,
         ));
-        Self { told, metrics, health }
+        Self { told, metrics, health, task }
     }
 
     async fn next(&mut self) -> Told {
@@ -120,4 +121,14 @@ async fn a_list_that_fails_is_no_refusal_and_no_progress() {
     let mut watch = Watch::start(server([failures, vec![pods(&[])]].concat(), vec![]));
     assert_eq!(timeout(Duration::from_secs(100), watch.told.recv()).await.unwrap(), Some(Told::List(true)));
     assert_eq!((watch.refused(), watch.metrics.watch_errors.with_label_values(&["pods"]).get()), (0, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_given_up_is_not_refused_any_more() {
+    let mut watch = Watch::start(server(vec![pods(&[]), (404, status(404))], vec![404]));
+    assert_eq!((watch.next().await, watch.next().await), (Told::List(true), Told::List(false)));
+    assert_eq!(watch.refused(), 1);
+    watch.task.abort();
+    assert_eq!(timeout(Duration::from_secs(20), watch.told.recv()).await, Ok(None));
+    assert_eq!(watch.refused(), 0);
 }

@@ -85,6 +85,7 @@ pub(crate) async fn run(context: Context) {
     let mut watches = JoinSet::new();
     let watching = Watching { client: client.clone(), scope, changes: sender.clone(), metrics, health };
     watching.start(Origin::AlertRule, &mut watches);
+    let mut imports = JoinSet::new();
     let kind = prometheus_rule_resource();
     watches.spawn(discovery::watch_kind(client.clone(), kind, sender.clone(), Change::Imports));
     keeper.wake_all(clock::now());
@@ -99,8 +100,13 @@ pub(crate) async fn run(context: Context) {
             _stopped = stop.wait_for(|stop| *stop) => return,
             // The watches live as long as their set, and the sender beside them as long as this function.
             Some(change) = changes.recv() => {
-                if matches!(change, Change::Imports(true)) && !matches!(keeper.imports, Imports::Watched(_)) {
-                    watching.start(Origin::PrometheusRule, &mut watches);
+                match change {
+                    Change::Imports(true) if imports.is_empty() => {
+                        watching.start(Origin::PrometheusRule, &mut imports);
+                    }
+                    // They would be refused from now on. Dropped, they end.
+                    Change::Imports(false) => imports = JoinSet::new(),
+                    _ => {}
                 }
                 keeper.take(change, clock::now());
             }
@@ -113,6 +119,7 @@ pub(crate) async fn run(context: Context) {
             Some(ended) = keeper.rounds.join_next_with_id() => keeper.finished(ended, clock::now()),
             // Only a bug ends a watch.
             Some(_ended) = watches.join_next() => return,
+            Some(_ended) = imports.join_next() => return,
             () = tokio::time::sleep(due.unwrap_or(RECHECK)), if due.is_some() => {}
             () = tokio::time::sleep(room.unwrap_or(ROOM_AGAIN)), if room.is_some() => {
                 let keys = keeper.take_unkept();
@@ -157,7 +164,7 @@ enum Imports {
     Undecided,
     /// There are none.
     Absent,
-    /// The kind was there once, so that its watches tell what there is of it.
+    /// The kind is there, and its watches tell what there is of it.
     Watched(Lists),
 }
 
@@ -207,21 +214,19 @@ impl Keeper {
                     let required = BTreeSet::from([seen::IMPORTS_WATCH]);
                     self.imports = Imports::Watched(Lists::new(&self.scope, required));
                 }
-                (Imports::Undecided, false) => {
+                (Imports::Undecided | Imports::Watched(_), false) => {
                     self.imports = Imports::Absent;
+                    // They went with their definition, whether or not the watches could still tell.
+                    let is_imported = |rule: &RuleSeen| rule.origin == Origin::PrometheusRule;
+                    let gone = self.rules.iter().filter(|(_, rule)| is_imported(rule));
+                    for key in gone.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+                        self.gone(&key, now);
+                    }
                     self.wake_all(now);
                 }
-                (Imports::Absent, false) | (Imports::Watched(_), _) => {}
+                (Imports::Absent, false) | (Imports::Watched(_), true) => {}
             },
-            Change::Gone(key) => {
-                if let Some(old) = self.rules.remove(&key) {
-                    self.tools.objects(&old).dec();
-                    self.unkept.remove(&key);
-                    self.room.give_back(&old.cluster, old.body_bytes());
-                    self.gave_back(now);
-                    self.leave(&old.cluster, &key, now);
-                }
-            }
+            Change::Gone(key) => self.gone(&key, now),
             Change::Again(key, object) => {
                 // Gone, changed, or kept meanwhile: what the watch shows, or will show, is looked at by itself.
                 let version = object.metadata.resource_version.clone().unwrap_or_default();
@@ -294,6 +299,17 @@ impl Keeper {
     fn take_unkept(&mut self) -> Vec<ObjectKey> {
         self.room_again = None;
         self.unkept.iter().cloned().collect()
+    }
+
+    /// An object does not exist any more.
+    fn gone(&mut self, key: &ObjectKey, now: Duration) {
+        if let Some(old) = self.rules.remove(key) {
+            self.tools.objects(&old).dec();
+            self.unkept.remove(key);
+            self.room.give_back(&old.cluster, old.body_bytes());
+            self.gave_back(now);
+            self.leave(&old.cluster, key, now);
+        }
     }
 
     fn leave(&mut self, cluster: &ObjectKey, rule: &ObjectKey, now: Duration) {

@@ -376,6 +376,43 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
 }
 
 #[tokio::test]
+async fn prometheus_rules_go_with_their_definition_and_come_back_with_it() {
+    let mut world = World::new();
+    let pod = world.pod(0).await;
+    let directory = PodDirectory::new();
+    directory.set(&ObjectKey::new("ns", "demo"), world.pods.take());
+    let mut keeper = Keeper::new(world.tools.clone(), directory, Scope::All);
+    let mut later = Duration::ZERO;
+    let mut settle = async |changes: Vec<Change>| {
+        later += Duration::from_secs(600);
+        changes.into_iter().for_each(|change| keeper.take(change, clock::now()));
+        keeper.start(clock::now() + later);
+        while let Some(ended) = keeper.rounds.join_next_with_id().await {
+            keeper.finished(ended, clock::now());
+        }
+    };
+    let complete = |watch| Change::List(Listing { watch, place: 0, complete: true });
+    let rule = || {
+        let object = json!({
+            "apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule",
+            "metadata": { "name": "a", "namespace": "ns", "uid": "u-1", "generation": 1,
+                "labels": { "certeus.io/cluster": "demo" } },
+            "spec": { "groups": [{ "name": "g", "rules": [{ "alert": "Down", "expr": VALID }] }] }
+        });
+        let key = ObjectKey::new("ns", "prometheusrule..a");
+        Change::Rule(key, Box::new(serde_json::from_value(object).unwrap()))
+    };
+    settle(vec![complete(WATCH), Change::Imports(true), rule(), complete("prometheusrules")]).await;
+    assert_eq!(pod.has(), names([("prometheusrule..a", 1)]));
+    // The watch did not see them go: it had ended.
+    settle(vec![Change::Imports(false)]).await;
+    assert!(pod.has().is_empty());
+    settle(vec![Change::Imports(true)]).await;
+    settle(vec![rule(), complete("prometheusrules")]).await;
+    assert_eq!(pod.has(), names([("prometheusrule..a", 1)]));
+}
+
+#[tokio::test]
 async fn rules_that_find_no_room_say_so_and_are_taken_when_there_is_some() {
     let mut keeper = Keeper::new(World::new().tools.clone(), PodDirectory::new(), Scope::All);
     let now = Duration::from_secs(1);
