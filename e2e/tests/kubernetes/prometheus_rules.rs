@@ -1,6 +1,7 @@
 //! PrometheusRules that a label gives to a cluster: their kind comes while the operator runs, and they are only read.
 
 use certeus_e2e::cluster::front::Seen;
+use certeus_e2e::cluster::operator::Operator;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
@@ -46,17 +47,21 @@ fn told(world: &Installed, reason: &str) -> String {
     world.space.kubectl(&["get", "events", &selector, "-o", message]).unwrap()
 }
 
+/// What the operator asks to learn whether there are such kinds: once for each that may come later, every ten seconds.
+const IS_KNOWN: &str = "/apis/monitoring.coreos.com/v1";
+
+/// How often the operator has asked for this.
+fn asked(operator: &Operator, path_end: &str) -> usize {
+    operator.front().seen().iter().filter(|seen| seen.path.ends_with(path_end)).count()
+}
+
 #[test]
 fn prometheus_rules_with_the_label_reach_the_pods_follow_edits_and_go() {
     let _alone = crate::alone();
     let world = Installed::new("imported", false);
     let operator = world.operator();
     world.create("trades", &fixed(1));
-    let asked = |seen: &&Seen| seen.path.starts_with("/apis/monitoring.coreos.com/v1");
-    // Once for each kind that may come later.
-    world.wait("the question for the kinds", SOON, || {
-        operator.front().seen().iter().filter(asked).count() >= 2
-    });
+    world.wait("the question for the kinds", SOON, || asked(&operator, IS_KNOWN) >= 2);
     world.space.define_foreign("monitoring.coreos.com", "PrometheusRule").unwrap();
     let given = json!({ "certeus.io/cluster": "trades", "role": "alert-rules" });
     world.wait("the kind", SOON, || create(&world, "latency", &given));
@@ -106,6 +111,61 @@ fn prometheus_rules_with_the_label_reach_the_pods_follow_edits_and_go() {
     world.wait("one object", SOON, || has(&world, "trades-0", &both[1..]));
     world.space.block(api(&world).delete("others", &DeleteParams::default())).unwrap();
     world.wait("none", SOON, || has(&world, "trades-0", &[]));
+    operator_wrote_none(&operator.front().seen());
+    has_no_trouble(&operator);
+    operator.stop().unwrap();
+}
+
+/// The Prometheus operator is removed and installed again, beside a ledger that has rules from it and is monitored by it.
+#[test]
+fn a_definition_that_goes_takes_its_objects_along_and_is_picked_up_when_it_is_back() {
+    let _alone = crate::alone();
+    let world = Installed::new("undefined", false);
+    let kinds = [("PrometheusRule", "prometheusrules"), ("ServiceMonitor", "servicemonitors")];
+    let define = || {
+        for (kind, _) in kinds {
+            world.space.define_foreign("monitoring.coreos.com", kind).unwrap();
+        }
+        let given = json!({ "certeus.io/cluster": "trades" });
+        world.wait("the kind", SOON, || create(&world, "latency", &given));
+    };
+    let refused = |operator: &Operator| {
+        let watches = kinds.map(|(_, plural)| {
+            let label = format!("watch=\"{plural}\"");
+            operator.metric("certeus_operator_watch_refused_namespaces", &[&label]).unwrap().unwrap_or(0.0)
+        });
+        watches.iter().sum::<f64>()
+    };
+    let operator = world.operator();
+    define();
+    world.create("trades", &(fixed(1) + "  monitoring: {serviceMonitor: true}\n"));
+    world.wait_for_pods("trades", 1);
+    for round in 0..2 {
+        if round > 0 {
+            define();
+        }
+        world.wait("the rules", IN_TIME, || has(&world, "trades-0", &["prometheusrule..latency@1"]));
+        world.wait_for_condition("trades", "Monitored", "True");
+        world.wait("the ServiceMonitor", SOON, || {
+            world.space.kubectl(&["get", "servicemonitors.monitoring.coreos.com/trades"]).is_ok()
+        });
+        for (_, plural) in kinds {
+            world.space.kubectl(&["delete", &format!("crd/{plural}.monitoring.coreos.com")]).unwrap();
+        }
+        world.wait("no rules", IN_TIME, || has(&world, "trades-0", &[]));
+        let (reason, _) = world.wait_for_condition("trades", "Monitored", "False");
+        assert_eq!(reason, "DefinitionMissing");
+        // Nothing goes on failing, and nothing is asked of them any more.
+        world.wait("the end of the watches", IN_TIME, || refused(&operator) == 0.0);
+        let looks = asked(&operator, IS_KNOWN);
+        let lists = || kinds.map(|(_, plural)| asked(&operator, plural));
+        world.wait("more looks", IN_TIME, || asked(&operator, IS_KNOWN) >= looks + 2);
+        let before = lists();
+        world.wait("still more looks", IN_TIME, || asked(&operator, IS_KNOWN) >= looks + 6);
+        assert_eq!((lists(), refused(&operator)), (before, 0.0));
+    }
+    let (_, message) = world.wait_for_condition("trades", "Degraded", "False");
+    assert_eq!(message, "");
     operator_wrote_none(&operator.front().seen());
     has_no_trouble(&operator);
     operator.stop().unwrap();

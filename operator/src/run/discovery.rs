@@ -132,7 +132,9 @@ mod tests {
                     "kind": "ServiceMonitor", "verbs": [] });
                 let body = match code {
                     200 => json!({ "kind": "APIResourceList", "groupVersion": "", "resources": [resource] }),
-                    code => json!({ "kind": "Status", "status": "Failure", "message": "", "reason": "", "code": code }),
+                    code => {
+                        json!({ "kind": "Status", "status": "Failure", "message": "", "reason": "", "code": code })
+                    }
                 };
                 let body = Full::new(Bytes::from(body.to_string()));
                 Response::builder().status(code).body(body).map_err(BoxError::from)
