@@ -215,6 +215,24 @@ fn encryption_takes_fields_and_keys_or_neither() {
     }
 }
 
+/// The operator, which is to let none of these reach a pod that would refuse it, has a test with the same values.
+#[test]
+fn secrets_are_taken_and_refused_as_published() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/vectors/secrets.json");
+    let vectors: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for (variable, values) in vectors.as_object().unwrap() {
+        let yaml = if variable == "CERTEUS_ENCRYPTION_KEY" { "encryption: {fields: [/name]}" } else { "" };
+        let others = [("CERTEUS_API_KEY", "an-ordinary-api-key"), URL];
+        for (verdict, is_taken) in [("accepted", true), ("refused", false)] {
+            for value in values[verdict].as_array().unwrap() {
+                // The first of a name counts.
+                let variables = [&[(&**variable, value.as_str().unwrap())][..], &others].concat();
+                assert_eq!(load(yaml, &variables).is_ok(), is_taken, "{variable}: {value}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_second_key_needs_the_first_and_differs() {
     let (first, second) =

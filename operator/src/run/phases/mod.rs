@@ -10,6 +10,7 @@ mod dereference;
 mod events;
 #[cfg(test)]
 mod fake_api;
+mod secret_values;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
