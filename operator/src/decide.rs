@@ -20,7 +20,7 @@ mod words;
 pub use metrics::{MetricsSample, Reading, parse};
 pub use scrapes::Scrapes;
 pub use status::{Observed, Surroundings, invalid, last_decision, status};
-pub use words::{ConditionReason, ConditionType, Problem, ProblemReason};
+pub use words::{ConditionReason, ConditionType, PodsWaiting, Problem, ProblemReason};
 
 /// Oldest scrape that still says something about now. Pods are scraped every second or two, so this is a handful of misses.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);

@@ -264,8 +264,13 @@ impl Shared {
     }
 
     async fn bind(&self, pod: &Pod) {
-        let gated = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref());
-        if gated.is_some_and(|gates| !gates.is_empty()) {
+        let spec = pod.spec.as_ref();
+        let gated = spec.and_then(|spec| spec.scheduling_gates.as_ref());
+        // The only node there is has nothing that anybody could ask for.
+        let affinity = spec.and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref());
+        let picky =
+            affinity.and_then(|wanted| wanted.required_during_scheduling_ignored_during_execution.as_ref());
+        if gated.is_some_and(|gates| !gates.is_empty()) || picky.is_some() {
             return;
         }
         let binding = json!({

@@ -17,6 +17,7 @@ mod rollout;
 mod rules;
 mod scaling;
 mod upgrade;
+mod waiting;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -5,7 +5,7 @@ use certeus_autoscale::{Decision, PodPhase, Reason as ScalingReason};
 
 use super::PodScrape;
 use super::status::{Observed, Surroundings};
-use super::words::{ConditionReason, ConditionType};
+use super::words::{ConditionReason, ConditionType, PodsWaiting};
 use crate::counted;
 use crate::validate::{Cluster, DatabaseSource, Scaling};
 
@@ -37,6 +37,7 @@ pub(super) struct Count {
     pub(super) all: u32,
     pub(super) existing: u32,
     pub(super) ready: u32,
+    running: u32,
     failed: u32,
     reporting: u32,
     without_database: u32,
@@ -53,6 +54,7 @@ impl Count {
             all: count(&|_| true),
             existing: count(&|pod| pod.phase != PodPhase::Failed),
             ready: count(&|pod| matches!(pod.seen_phase(), PodPhase::Running { ready: true, .. })),
+            running: count(&|pod| matches!(pod.phase, PodPhase::Running { .. })),
             failed: count(&|pod| pod.phase == PodPhase::Failed),
             reporting: count(&|pod| database(pod).is_some()),
             without_database: count(&|pod| database(pod) == Some(0.0)),
@@ -105,6 +107,9 @@ fn ready(cluster: &Cluster, observed: &Observed<'_>, count: &Count) -> Finding {
     if let (Some(problem), 0) = (problems.first(), count.existing) {
         let (reason, message) = (problem.reason.as_str(), problem.message.clone());
         return Finding { kind, holds: Some(false), reason, message };
+    }
+    if let (Some(waiting), 0) = (waiting(observed).first(), count.running) {
+        return Finding::new(kind, false, waiting.reason, waiting.message.clone());
     }
     if enough && !was_reached(observed, count) {
         let message =
@@ -168,11 +173,22 @@ fn degraded(observed: &Observed<'_>, count: &Count) -> Finding {
         Finding::new(kind, true, ConditionReason::DatabaseUnavailable, message)
     } else if count.unchecked > 0 {
         Finding::new(kind, true, ConditionReason::LogUnchecked, count.unchecked_message())
+    } else if let Some(first) = waiting(observed).first() {
+        let message = list(waiting(observed).iter().map(|waiting| waiting.message.as_str()));
+        Finding::new(kind, true, first.reason, message)
     } else if count.failed > 0 {
         let message = format!("{} of {} pods ended and were not restarted", count.failed, count.all);
         Finding::new(kind, true, ConditionReason::PodsFailed, message)
     } else {
         Finding::new(kind, false, ConditionReason::AsExpected, "")
+    }
+}
+
+/// Why pods do not start. Those that crash did start, and are worse.
+fn waiting<'a>(observed: &Observed<'a>) -> &'a [PodsWaiting] {
+    match observed.surroundings {
+        Some(Surroundings { crashing: [], waiting, .. }) => waiting,
+        Some(_) | None => &[],
     }
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::PodScrape;
 use super::conditions::{self, Count, Finding};
-use super::words::{ConditionType, Problem};
+use super::words::{ConditionType, PodsWaiting, Problem};
 use crate::build::selector_text;
 use crate::validate::{Cluster, DatabaseSource};
 
@@ -51,6 +51,8 @@ pub struct Surroundings<'a> {
     pub problems: &'a [Problem],
     /// Pods that are restarted again and again, and how they ended last, in a fixed order.
     pub crashing: &'a [String],
+    /// Why pods do not start, the worst first.
+    pub waiting: &'a [PodsWaiting],
     /// Kind and name of what else sets the workload's replicas, in a fixed order.
     pub autoscalers: &'a [String],
     /// What applying would do, such as `create Service demo`, in a fixed order; shown in a dry run.

@@ -184,6 +184,7 @@ const AROUND: Surroundings<'_> = Surroundings {
     outdated_pods: 0,
     problems: &[],
     crashing: &[],
+    waiting: &[],
     autoscalers: &[],
     pending: &[],
     verifier_keys: Some(&[]),
@@ -307,6 +308,37 @@ fn pods_that_crash_degrade_and_hide_nothing_that_is_worse() {
     let problems = [Problem { reason: ProblemReason::SecretInvalid, message: "no".to_owned() }];
     let status = around(&scaled(), Surroundings { problems: &problems, ..surroundings });
     assert_eq!(condition(&status, ConditionType::Degraded), "True SecretInvalid: no");
+}
+
+#[test]
+fn pods_that_do_not_start_degrade_and_are_why_a_cluster_without_others_is_not_ready() {
+    let waiting = [
+        (ConditionReason::ImagePullFailed, "pod demo-1 has no image"),
+        (ConditionReason::PodsUnschedulable, "pod demo-2 has no node"),
+    ];
+    let waiting = waiting.map(|(reason, message)| PodsWaiting { reason, message: message.to_owned() });
+    let surroundings = Surroundings { waiting: &waiting, ..AROUND };
+    let told = |pods: &[PodScrape], surroundings| {
+        let status = status_in(&scaled(), 2, pods, Some(surroundings), None, 0);
+        (condition(&status, ConditionType::Ready), condition(&status, ConditionType::Degraded))
+    };
+    let pending = PodScrape { phase: PodPhase::Pending, ..calm("demo-1") };
+    let (ready, degraded) = told(&[calm("demo-0"), pending.clone()], surroundings);
+    assert_eq!(
+        (&*ready, &*degraded),
+        (
+            "True PodsReady: 1 of at least 1 pods take events",
+            "True ImagePullFailed: pod demo-1 has no image; pod demo-2 has no node"
+        )
+    );
+    let (ready, _) = told(std::slice::from_ref(&pending), surroundings);
+    assert_eq!(ready, "False ImagePullFailed: pod demo-1 has no image");
+    let crashing = ["pod demo-0 is restarted again and again".to_owned()];
+    let (ready, degraded) = told(&[pending], Surroundings { crashing: &crashing, ..surroundings });
+    assert_eq!(ready, "False PodsNotReady: 0 of at least 1 pods take events");
+    assert!(degraded.starts_with("True PodsCrashing: "), "{degraded}");
+    let cut_off = pod("demo-0", &page(10.0, 0), &page(10.1, 0).replace("database_up 1", "database_up 0"));
+    assert!(told(&[cut_off], surroundings).1.starts_with("True DatabaseUnavailable: "));
 }
 
 #[test]

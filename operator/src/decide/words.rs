@@ -103,6 +103,12 @@ words! {
         LogUnchecked,
         /// Degraded: pods are restarted again and again.
         PodsCrashing,
+        /// Degraded, Ready: an image of pods cannot be had.
+        ImagePullFailed,
+        /// Degraded, Ready: containers of pods cannot be made or started.
+        PodsNotStarted,
+        /// Degraded, Ready: no node takes pods.
+        PodsUnschedulable,
         /// Degraded: pods ended and were not restarted.
         PodsFailed,
         /// ScalingActive: every trigger has a value.
@@ -178,5 +184,14 @@ pub struct Problem {
     /// In one word.
     pub reason: ProblemReason,
     /// For a human: what, where, and what to do. The same while the problem is the same.
+    pub message: String,
+}
+
+/// What keeps pods from running at all, as Kubernetes says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodsWaiting {
+    /// The reason of `Degraded`.
+    pub reason: ConditionReason,
+    /// For a human: which pods, why, and what to do. The same while it is the same.
     pub message: String,
 }

@@ -270,6 +270,7 @@ impl Controller {
         let metrics = &self.context.metrics;
         metrics.reconcile_seconds.observe(took.as_secs_f64());
         let label = result.as_ref().err().map_or("ok", |error| error.class().label());
+        let due = record.due();
         metrics.reconciles.with_label_values(&[label]).inc();
         if !self.stale.remove(&key) {
             if self.secrets_changed.remove(&key) {
@@ -307,6 +308,9 @@ impl Controller {
                 }
                 self.queue.failed(&key, now, |failures| class.retry(failures, random));
             }
+        }
+        if let Some(due) = due {
+            self.queue.wake(&key, Wake::Seen, due);
         }
     }
 }

@@ -22,6 +22,7 @@ mod queue;
 mod rules;
 mod scaling;
 mod telemetry;
+mod trouble;
 mod watch;
 mod world;
 

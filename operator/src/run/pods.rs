@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use certeus_autoscale::PodPhase;
 use certeus_operator::build::ADMIN_PORT;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod, PodCondition, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition, PodStatus};
 use tokio::sync::broadcast;
 
 use super::clock;
+use super::trouble::Trouble;
 use crate::admin::{self, Admin, ApiKey};
 
 /// Label of a pod that names its cluster.
@@ -22,12 +22,6 @@ pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 #[expect(clippy::cast_possible_truncation, reason = "checked beside it")]
 const ADMIN: u16 = ADMIN_PORT as u16;
 const _: () = assert!(ADMIN as i32 == ADMIN_PORT);
-/// Restarts after which a container that has not become ready since is said to crash, though it runs for the moment.
-const CRASH_RESTARTS_MIN: i32 = 2;
-/// One that ran for longer is restarted without delay by the kubelet, too.
-const CRASH_RUN_MAX: Duration = Duration::from_secs(600);
-/// Of a container's last message.
-const CRASH_MESSAGE_CHARACTERS_MAX: usize = 200;
 /// Changes that a slow reader of the directory may lag behind before it has to read all of it again.
 const CHANGES_MAX: usize = 1024;
 
@@ -50,15 +44,6 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// How a container ended that is restarted again and again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Crash {
-    /// As far as the kubelet tells.
-    pub(crate) exit_code: Option<i32>,
-    /// The kubelet's word for it such as `OOMKilled`, or what the container left as its last message. Bounded.
-    pub(crate) message: String,
-}
-
 /// One pod of a cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PodSeen {
@@ -73,8 +58,8 @@ pub(crate) struct PodSeen {
     pub(crate) phase: PodPhase,
     /// A process of it was started, as far as its status tells: it may have written to its volume.
     pub(crate) has_run: bool,
-    /// Its container ends each time soon after it is started.
-    pub(crate) crash: Option<Box<Crash>>,
+    /// What keeps it from its work. Of most pods nothing, so that is what takes no room.
+    pub(crate) trouble: Option<Box<Trouble>>,
     /// The StatefulSet's revision it was made from.
     pub(crate) revision: Option<String>,
     /// What its admin port asks callers for.
@@ -96,14 +81,15 @@ impl PodSeen {
         let name = pod.metadata.name.clone()?;
         let ordinal = name.rsplit_once('-')?.1.parse().ok()?;
         let status = pod.status.as_ref();
+        let phase = phase(pod);
         let label = |label: &str| pod.metadata.labels.as_ref()?.get(label).cloned();
         Some(Self {
             ordinal,
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             ip: status.and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
-            phase: phase(pod),
+            phase,
             has_run: status.is_some_and(has_run),
-            crash: crash(pod).map(Box::new),
+            trouble: Trouble::read(pod, phase, clock::now()).map(Box::new),
             revision: label("controller-revision-hash"),
             key: None,
             name,
@@ -140,40 +126,6 @@ fn phase(pod: &Pod) -> PodPhase {
         started_at,
         ready_changed_at: changed.map_or(started_at, |time| clock::since_unix_epoch(time.0).max(started_at)),
     }
-}
-
-/// Between two waits of a crash loop the container runs for a moment, or has ended already: that is the same trouble still. One
-/// that became ready since it was started, or ran for long before it ended, is over it.
-fn crash(pod: &Pod) -> Option<Crash> {
-    let was_ready = match phase(pod) {
-        PodPhase::Running { ready, started_at, ready_changed_at } => ready || ready_changed_at > started_at,
-        PodPhase::Pending => false,
-        PodPhase::Draining | PodPhase::Failed => return None,
-    };
-    let container = pod.status.as_ref()?.container_statuses.iter().flatten().next()?;
-    let state = container.state.as_ref()?;
-    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let ended = state.terminated.as_ref().or(last);
-    let waits =
-        state.waiting.as_ref().is_some_and(|waiting| waiting.reason.as_deref() == Some("CrashLoopBackOff"));
-    let again = container.restart_count >= CRASH_RESTARTS_MIN && ended.is_some_and(was_short) && !was_ready;
-    (waits || again).then(|| {
-        let text = |text: &Option<String>| text.as_deref().map(str::trim).unwrap_or_default().to_owned();
-        // Any exit code but 0 is an `Error`.
-        let reason = ended.map(|ended| text(&ended.reason)).filter(|reason| reason != "Error");
-        let message = ended.map(|ended| text(&ended.message)).filter(|message| !message.is_empty());
-        let message = message.or(reason).unwrap_or_default();
-        Crash {
-            exit_code: ended.map(|ended| ended.exit_code),
-            message: message.chars().take(CRASH_MESSAGE_CHARACTERS_MAX).collect(),
-        }
-    })
-}
-
-fn was_short(run: &ContainerStateTerminated) -> bool {
-    let time = |time: &Option<Time>| time.as_ref().map(|time| clock::since_unix_epoch(time.0));
-    let (started, finished) = (time(&run.started_at), time(&run.finished_at));
-    started.zip(finished).is_some_and(|(started, finished)| finished.saturating_sub(started) < CRASH_RUN_MAX)
 }
 
 fn has_run(status: &PodStatus) -> bool {
@@ -306,44 +258,6 @@ mod tests {
         check("Failed", json!({}), true);
         let unscheduled = serde_json::from_value(json!({ "metadata": { "name": "demo-3" } })).unwrap();
         assert!(!PodSeen::read(&unscheduled).unwrap().has_run);
-    }
-
-    #[test]
-    fn a_container_that_is_restarted_again_and_again_crashes_until_it_is_ready() {
-        let crash = |restarts: i32, state: Value, ready_since: &str| {
-            let last = json!({ "terminated": { "exitCode": 2, "reason": "Error", "message": "bad value\n",
-                "startedAt": "1970-01-01T00:01:50Z", "finishedAt": "1970-01-01T00:02:00Z" } });
-            let ready = if ready_since.is_empty() {
-                ("False", "1970-01-01T00:01:59Z")
-            } else {
-                ("True", ready_since)
-            };
-            let pod = json!({ "metadata": { "name": "demo-3" }, "status": {
-                "phase": "Running", "startTime": "1970-01-01T00:01:00Z",
-                "containerStatuses": [{ "name": "dataplane", "image": "", "imageID": "", "ready": false,
-                    "restartCount": restarts, "state": state, "lastState": last }],
-                "conditions": [{ "type": "Ready", "status": ready.0, "lastTransitionTime": ready.1 }] } });
-            PodSeen::read(&serde_json::from_value(pod).unwrap()).unwrap().crash
-        };
-        let waits = || json!({ "waiting": { "reason": "CrashLoopBackOff" } });
-        let runs = || json!({ "running": { "startedAt": "1970-01-01T00:02:10Z" } });
-        let expected = Some(Box::new(Crash { exit_code: Some(2), message: "bad value".to_owned() }));
-        assert_eq!(crash(1, waits(), ""), expected);
-        assert_eq!((crash(1, runs(), ""), crash(2, runs(), "")), (None, expected.clone()));
-        assert_eq!(crash(9, runs(), "1970-01-01T00:02:20Z"), None);
-        assert_eq!(crash(9, json!({ "waiting": { "reason": "ContainerCreating" } }), ""), expected);
-        let killed = |from: &str| {
-            json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled", "startedAt": from,
-                "finishedAt": "1970-01-01T02:00:00Z" } })
-        };
-        let expected = Crash { exit_code: Some(137), message: "OOMKilled".to_owned() };
-        assert_eq!(crash(3, killed("1970-01-01T01:59:00Z"), ""), Some(Box::new(expected)));
-        assert_eq!(crash(1, killed("1970-01-01T01:59:00Z"), ""), None);
-        assert_eq!(crash(3, killed("1970-01-01T01:00:00Z"), ""), None, "it ran for an hour");
-        let pod = json!({ "metadata": { "name": "demo-3", "deletionTimestamp": "1970-01-01T00:03:00Z" }, "status": {
-            "containerStatuses": [{ "name": "dataplane", "image": "", "imageID": "", "ready": false,
-                "restartCount": 9, "state": waits() }] } });
-        assert_eq!(PodSeen::read(&serde_json::from_value(pod).unwrap()).unwrap().crash, None);
     }
 
     #[test]

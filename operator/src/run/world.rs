@@ -13,7 +13,8 @@ use super::watch::{Change, ClusterSeen};
 pub(crate) enum Effect {
     /// It was not known before.
     Appeared,
-    /// Its specification, labels or annotations changed, or it is being deleted.
+    /// Its specification, labels or annotations changed, it is being deleted, or the API server knows other kinds: whatever was
+    /// wrong may be right now.
     Changed,
     /// Something that belongs to it changed.
     Around,
@@ -120,7 +121,7 @@ impl World {
                         objects.retain(|(kind, _), _| !is_monitor(kind));
                     }
                 }
-                self.clusters.keys().map(|key| (key.clone(), Effect::Around)).collect()
+                self.clusters.keys().map(|key| (key.clone(), Effect::Changed)).collect()
             }
             Change::List(_) => Vec::new(),
         }
@@ -128,7 +129,7 @@ impl World {
 
     fn pod(&mut self, pod: &ObjectKey, seen: Option<(ObjectKey, PodSeen)>) -> Vec<(ObjectKey, Effect)> {
         let place = (POD, pod.clone());
-        let Some((cluster, seen)) = seen else {
+        let Some((cluster, mut seen)) = seen else {
             let Some(cluster) = self.owners.remove(&place) else { return Vec::new() };
             if let Some(pods) = self.pods.get_mut(&cluster) {
                 pods.retain(|other| *other.name != *pod.name);
@@ -141,8 +142,18 @@ impl World {
         self.owners.insert(place, cluster.clone());
         let pods = self.pods.entry(cluster.clone()).or_default();
         match pods.binary_search_by(|other| (other.ordinal, &other.name).cmp(&(seen.ordinal, &seen.name))) {
-            Ok(place) if pods[place] == seen => return Vec::new(),
-            Ok(place) => pods[place] = seen,
+            Ok(place) => {
+                let before = &mut pods[place];
+                if let (Some(trouble), Some(told)) = (&mut seen.trouble, &before.trouble)
+                    && seen.uid == before.uid
+                {
+                    trouble.settle(told);
+                }
+                if *before == seen {
+                    return Vec::new();
+                }
+                *before = seen;
+            }
             Err(place) => pods.insert(place, seen),
         }
         vec![(cluster, Effect::Around)]
@@ -213,10 +224,13 @@ impl World {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use certeus_autoscale::PodPhase;
 
     use super::*;
     use crate::run::owned::Version;
+    use crate::run::trouble::{Kind, Trouble};
 
     fn key(name: &str) -> ObjectKey {
         ObjectKey::new("ns", name)
@@ -255,7 +269,7 @@ mod tests {
             ip: None,
             phase,
             has_run: true,
-            crash: None,
+            trouble: None,
             revision: None,
             key: None,
         };
@@ -283,6 +297,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_in_the_same_trouble_is_no_change_and_its_successor_is() {
+        let mut world = World::default();
+        let waits = |uid: &str, text: &str, second| {
+            let Change::Pod(key, Some(mut seen)) = pod(PodPhase::Pending) else { unreachable!() };
+            let at = Duration::from_secs(second);
+            seen.1.uid = uid.to_owned();
+            seen.1.trouble = Some(Box::new(Trouble::new(Kind::Image, text, Duration::ZERO, at)));
+            Change::Pod(key, Some(seen))
+        };
+        let around = vec![(key("demo"), Effect::Around)];
+        assert_eq!(world.apply(waits("a", "ErrImagePull: timeout", 100)), around);
+        assert_eq!(world.apply(waits("a", "ImagePullBackOff: in 20 s", 110)), []);
+        assert_eq!(world.apply(waits("a", "ErrImagePull: refused", 120)), []);
+        assert_eq!(world.apply(waits("b", "ErrImagePull: timeout", 130)), around);
+        assert_eq!(world.apply(waits("b", "ErrImagePull: refused", 830)), around);
+        assert_eq!(world.apply(pod(PodPhase::Pending)), around);
+    }
+
+    #[test]
     fn a_secret_concerns_those_who_refer_to_it() {
         let mut world = World::default();
         let told = |world: &mut World, name| world.apply(Change::Secret(key(name))).len();
@@ -303,11 +336,11 @@ mod tests {
             other => other,
         };
         let count = |world: &World| world.snapshot(&key("demo")).unwrap().owned.len();
-        assert_eq!(world.apply(Change::ServiceMonitors(true)), [(key("demo"), Effect::Around)]);
+        assert_eq!(world.apply(Change::ServiceMonitors(true)), [(key("demo"), Effect::Changed)]);
         world.apply(owned("1"));
         world.apply(monitor());
         assert_eq!(count(&world), 2);
-        assert_eq!(world.apply(Change::ServiceMonitors(false)), [(key("demo"), Effect::Around)]);
+        assert_eq!(world.apply(Change::ServiceMonitors(false)), [(key("demo"), Effect::Changed)]);
         assert_eq!((count(&world), world.apply(Change::ServiceMonitors(false)).len()), (1, 0));
         assert_eq!(world.apply(Change::Owned(SERVICE_MONITOR, key("demo-pods"), None)), []);
     }

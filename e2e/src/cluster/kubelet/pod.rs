@@ -114,13 +114,13 @@ impl Life {
 
     /// Waits until everything the container needs is there; `None` when the pod is to go.
     async fn prepare(&mut self) -> Option<Launch> {
-        loop {
+        for attempt in 0.. {
             let prepared = template::prepare(&self.shared, &self.pod, self.address, self.fronted, &self.dir);
             match Box::pin(prepared).await {
                 Ok(launch) if *self.fate.borrow() == Fate::Run => return Some(launch),
                 Ok(_) => return None,
                 Err(waiting) => {
-                    self.view.wait(&waiting);
+                    self.view.wait(&waiting.at_attempt(attempt));
                     self.report().await;
                 }
             }
@@ -128,6 +128,7 @@ impl Life {
                 return None;
             }
         }
+        None
     }
 
     /// False when the pod is to go.

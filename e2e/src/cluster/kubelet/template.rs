@@ -31,6 +31,26 @@ pub(super) fn not_yet(message: impl Into<String>) -> Waiting {
     Waiting("CreateContainerConfigError", message.into())
 }
 
+/// Images of this registry cannot be pulled.
+const NO_REGISTRY: &str = "nowhere.invalid/";
+
+impl Waiting {
+    /// As kubelets tell of an image: in turn that it could not be pulled and that they wait, each time in other words.
+    pub(super) fn at_attempt(self, attempt: usize) -> Self {
+        match self {
+            Self("ErrImagePull", why) => {
+                let why = format!("{why}: read tcp 127.0.0.1:{}: i/o timeout", 40_000 + attempt);
+                if attempt.is_multiple_of(2) {
+                    Self("ErrImagePull", why)
+                } else {
+                    Self("ImagePullBackOff", format!("Back-off pulling image: ErrImagePull: {why}"))
+                }
+            }
+            other => other,
+        }
+    }
+}
+
 /// A container, ready to be started any number of times.
 #[derive(Debug)]
 pub(super) struct Launch {
@@ -58,6 +78,9 @@ pub(super) async fn prepare(
     let [container] = &spec.containers[..] else {
         return Err(not_yet("only pods of one container can run here"));
     };
+    if let Some(image) = container.image.as_ref().filter(|image| image.starts_with(NO_REGISTRY)) {
+        return Err(Waiting("ErrImagePull", format!("failed to pull {image:?}")));
+    }
     if spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
         return Err(not_yet("init containers cannot run here"));
     }

@@ -4,6 +4,7 @@
 use certeus_crds::{GROUP, LastDecision, LedgerClusterStatus, VERSION};
 use certeus_operator::decide::{ConditionReason, ConditionType};
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
 use super::Context;
@@ -39,7 +40,7 @@ pub(crate) async fn publish(
 ) {
     let News { before, status, error } = *news;
     let mut events = Vec::new();
-    events.extend(crash_event(before, status));
+    events.extend(pods_event(before, status));
     let problem =
         error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
     // Trouble that passes by itself is no recovery either.
@@ -94,19 +95,25 @@ fn problem_event(
     }
 }
 
-/// Of pods that began to crash, or that are over it.
-fn crash_event(before: Option<&LedgerClusterStatus>, status: &LedgerClusterStatus) -> Option<Event> {
-    let crashing = ConditionReason::PodsCrashing.as_str();
+/// Of pods that began to crash or cannot start, or that are over it.
+fn pods_event(before: Option<&LedgerClusterStatus>, status: &LedgerClusterStatus) -> Option<Event> {
+    use ConditionReason::{ImagePullFailed, PodsCrashing, PodsNotStarted, PodsUnschedulable};
     let degraded = |status: &LedgerClusterStatus| {
         let kind = ConditionType::Degraded.as_str();
         status.conditions.iter().find(|condition| condition.type_ == kind).cloned()
     };
+    let trouble = |condition: &Condition| {
+        let reasons = [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable];
+        reasons.into_iter().find(|reason| reason.as_str() == condition.reason)
+    };
     let now = degraded(status)?;
-    let was = before.and_then(degraded).is_some_and(|before| before.reason == crashing);
-    match (was, now.reason == crashing) {
-        (false, true) => Some(event(EventType::Warning, crashing, "Watch", &now.message)),
-        (true, false) if now.status == "False" => {
-            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{crashing} is over")))
+    let was = before.and_then(degraded).as_ref().and_then(trouble);
+    match (was, trouble(&now)) {
+        (was, Some(is)) if was != Some(is) => {
+            Some(event(EventType::Warning, is.as_str(), "Watch", &now.message))
+        }
+        (Some(was), None) if now.status == "False" => {
+            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{} is over", was.as_str())))
         }
         (_, _) => None,
     }

@@ -23,6 +23,7 @@ use certeus_operator::validate::{Cluster, Scaling};
 use kube::Client;
 use kube::runtime::events::Recorder;
 
+use super::clock;
 use super::error::Error;
 use super::owned::OwnedKey;
 use super::pods::{ObjectKey, PodDirectory, PodSeen};
@@ -56,12 +57,19 @@ pub(crate) struct Record {
     verifier_keys: Option<Vec<String>>,
     written: Option<status::Written>,
     told: events::Told,
+    /// The cluster is to be looked at then, though nothing may have happened.
+    due: Option<Duration>,
 }
 
 impl Record {
     /// A Secret that the cluster refers to changed.
     pub(crate) fn forget_secrets(&mut self) {
         self.secrets = None;
+    }
+
+    /// When the cluster is to be looked at in any case.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        self.due
     }
 
     /// The Secrets that the cluster refers to.
@@ -91,6 +99,7 @@ async fn run(
     mut snapshot: Snapshot,
     wake: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<(), Error> {
+    record.due = status::due(&snapshot.pods, clock::now());
     if snapshot.cluster.deleted {
         // What it owns goes with it; the API server sees to that. Generated Secrets stay.
         context.pods.set(key, None);

@@ -1,9 +1,14 @@
 //! What the status says, and its one write per change.
 
+use std::time::Duration;
+
 use certeus_autoscale::MissingReason;
 use certeus_crds::{DrainingPod, FieldError, LedgerCluster, LedgerClusterStatus};
 use certeus_operator::build::MANAGER;
-use certeus_operator::decide::{self, Observed, PodScrape, Problem, ProblemReason, Surroundings};
+use certeus_operator::counted;
+use certeus_operator::decide::{
+    self, ConditionReason, Observed, PodScrape, PodsWaiting, Problem, ProblemReason, Surroundings,
+};
 use certeus_operator::validate::Cluster;
 use jiff::Timestamp;
 use kube::Api;
@@ -14,8 +19,9 @@ use super::Context;
 use crate::run::clock;
 use crate::run::error::Error;
 use crate::run::owned::Workload;
-use crate::run::pods::{Crash, ObjectKey, PodSeen};
+use crate::run::pods::{ObjectKey, PodSeen};
 use crate::run::scaling::Advice;
+use crate::run::trouble::{Kind, Trouble};
 use crate::run::world::Snapshot;
 
 /// The status as it was written last, while the watch does not show it yet.
@@ -85,6 +91,7 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
     let autoscalers: Vec<String> =
         snapshot.autoscaler.iter().map(|name| format!("HorizontalPodAutoscaler {name}")).collect();
     let crashing: Vec<String> = pods.iter().filter_map(crashing).collect();
+    let waiting = waiting(pods, clock::now());
     let before = before(written, snapshot);
     let observed = Observed {
         pods: &scrapes,
@@ -97,6 +104,7 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
             outdated_pods: u32::try_from(outdated.count()).unwrap_or(u32::MAX),
             problems: &problems,
             crashing: &crashing,
+            waiting: &waiting,
             autoscalers: &autoscalers,
             pending,
             verifier_keys,
@@ -116,10 +124,62 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
 
 /// What there is to say of a pod that crashes.
 fn crashing(pod: &PodSeen) -> Option<String> {
-    let Crash { exit_code, message } = pod.crash.as_deref()?;
+    let Trouble { kind: Kind::Crash { exit_code }, text, .. } = pod.trouble.as_deref()? else { return None };
     let code = exit_code.map(|code| format!(" with exit code {code}")).unwrap_or_default();
-    let colon = if message.is_empty() { "" } else { ": " };
-    Some(format!("pod {} is restarted again and again, ended last{code}{colon}{message}", pod.name))
+    let colon = if text.is_empty() { "" } else { ": " };
+    Some(format!("pod {} is restarted again and again, ended last{code}{colon}{text}", pod.name))
+}
+
+/// What there is to say of pods that do not start: of each sort of trouble once, in the words of the first pod, as a hundred
+/// pods mostly have one cause.
+fn waiting(pods: &[PodSeen], now: Duration) -> Vec<PodsWaiting> {
+    let told = pods.iter().filter_map(|pod| Some((pod, pod.trouble.as_deref()?)));
+    let told: Vec<_> = told.filter(|(_, trouble)| trouble.from <= now).collect();
+    let of = |kind: Kind, reason: ConditionReason, what: &str, advice: &str| {
+        let mut pods = told.iter().filter(|(_, trouble)| trouble.kind == kind);
+        let (first, Trouble { text, .. }) = pods.next()?;
+        let others = match pods.count() {
+            0 => String::new(),
+            others => format!(" and {}", counted(u32::try_from(others).unwrap_or(u32::MAX), "other")),
+        };
+        let message = format!("{what} for pod {}{others}: {text}; {advice}", first.name);
+        Some(PodsWaiting { reason, message })
+    };
+    [
+        of(
+            Kind::Image,
+            ConditionReason::ImagePullFailed,
+            "an image cannot be had",
+            "check spec.image and spec.version, and that nodes may pull from that registry",
+        ),
+        of(
+            Kind::Start,
+            ConditionReason::PodsNotStarted,
+            "a container cannot be started",
+            "put right what is named here; kubectl describe pod may tell more",
+        ),
+        of(
+            Kind::Prepare,
+            ConditionReason::PodsNotStarted,
+            "volumes or network are not ready on the node",
+            "kubectl describe pod tells why",
+        ),
+        of(
+            Kind::Schedule,
+            ConditionReason::PodsUnschedulable,
+            "there is no node",
+            "make room, or change spec.resources, spec.scheduling or spec.spool.storageClassName",
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// When there will be more to say of pods though nothing happens.
+pub(crate) fn due(pods: &[PodSeen], now: Duration) -> Option<Duration> {
+    let from = pods.iter().filter_map(|pod| Some(pod.trouble.as_deref()?.from));
+    from.filter(|from| *from > now).min()
 }
 
 /// A pod's scrapes as the scaler has them, in the phase in which the watch has it.

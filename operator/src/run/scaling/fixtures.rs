@@ -39,7 +39,7 @@ pub(super) fn pod(ordinal: u32) -> PodSeen {
         ip: Some([127, 0, 0, 1].into()),
         phase: PodPhase::Running { ready: true, started_at: long_ago, ready_changed_at: long_ago },
         has_run: true,
-        crash: None,
+        trouble: None,
         revision: None,
         key: None,
     }

@@ -185,7 +185,7 @@ impl World {
             // Not ready: its database may be away.
             phase: PodPhase::Running { ready: false, started_at: at, ready_changed_at: at },
             has_run: true,
-            crash: None,
+            trouble: None,
             revision: None,
             key: None,
         });
