@@ -18,6 +18,8 @@ use crate::run::world::Snapshot;
 pub(crate) struct Told {
     /// Reason and message of the trouble there is; `None` before anything was looked at.
     problem: Option<Option<(&'static str, String)>>,
+    /// What pods are in trouble with, also while something worse hides it; `None` before anything was looked at.
+    pods: Option<Option<ConditionReason>>,
     decision: Option<LastDecision>,
 }
 
@@ -40,7 +42,7 @@ pub(crate) async fn publish(
 ) {
     let News { before, status, error } = *news;
     let mut events = Vec::new();
-    events.extend(pods_event(before, status));
+    events.extend(pods_event(told, before, status));
     let problem =
         error.filter(|error| error.class().is_news()).map(|error| (error.reason(), error.message()));
     // Trouble that passes by itself is no recovery either.
@@ -96,25 +98,32 @@ fn problem_event(
 }
 
 /// Of pods that began to crash or cannot start, or that are over it.
-fn pods_event(before: Option<&LedgerClusterStatus>, status: &LedgerClusterStatus) -> Option<Event> {
-    use ConditionReason::{ImagePullFailed, PodsCrashing, PodsNotStarted, PodsUnschedulable};
+fn pods_event(
+    told: &mut Told,
+    before: Option<&LedgerClusterStatus>,
+    status: &LedgerClusterStatus,
+) -> Option<Event> {
     let degraded = |status: &LedgerClusterStatus| {
         let kind = ConditionType::Degraded.as_str();
         status.conditions.iter().find(|condition| condition.type_ == kind).cloned()
     };
-    let trouble = |condition: &Condition| {
-        let reasons = [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable];
-        reasons.into_iter().find(|reason| reason.as_str() == condition.reason)
-    };
     let now = degraded(status)?;
-    let was = before.and_then(degraded).as_ref().and_then(trouble);
-    match (was, trouble(&now)) {
-        (was, Some(is)) if was != Some(is) => {
+    let was = told.pods.get_or_insert_with(|| before.and_then(degraded).as_ref().and_then(pods_reason));
+    match (*was, pods_reason(&now)) {
+        (before, Some(is)) if before != Some(is) => {
+            *was = Some(is);
             Some(event(EventType::Warning, is.as_str(), "Watch", &now.message))
         }
-        (Some(was), None) if now.status == "False" => {
-            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{} is over", was.as_str())))
+        (Some(before), None) if now.status == "False" => {
+            *was = None;
+            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{} is over", before.as_str())))
         }
         (_, _) => None,
     }
+}
+
+fn pods_reason(degraded: &Condition) -> Option<ConditionReason> {
+    use ConditionReason::{ImagePullFailed, PodsCrashing, PodsNotStarted, PodsUnschedulable};
+    let reasons = [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable];
+    reasons.into_iter().find(|reason| reason.as_str() == degraded.reason)
 }

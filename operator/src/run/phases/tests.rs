@@ -406,6 +406,23 @@ async fn pods_that_do_not_start_are_told_of_once_and_together() {
 }
 
 #[tokio::test]
+async fn what_hides_trouble_of_pods_does_not_keep_its_end_from_being_told() {
+    let mut world = settled().await;
+    world.pods = vec![pending(0, trouble(Kind::Image, "ErrImagePull: not found"))];
+    world.reconcile().await.unwrap();
+    world.api.writes();
+    world.api.remove("/api/v1/namespaces/ns/secrets/db");
+    world.record.forget_secrets();
+    world.pods = vec![pending(0, None)];
+    world.reconcile().await.unwrap_err();
+    assert_eq!(world.api.writes(), ["POST ns/events", "PATCH demo/status"]);
+    world.secret("postgres://one");
+    world.record.forget_secrets();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["POST ns/events", "POST ns/events", "PATCH demo/status"], "of both");
+}
+
+#[tokio::test]
 async fn what_may_pass_by_itself_is_told_when_it_has_lasted() {
     let mut world = settled().await;
     let from = |from| Some(Trouble::new(Kind::Schedule, "Unschedulable: no room", from, clock::now()));
