@@ -83,3 +83,47 @@ fn an_hpa_on_the_stateful_set_is_told_and_left_to_it_until_it_goes() {
     world.wait("the condition to go", SOON, || !types().contains("AmbiguousOwner"));
     operator.stop().unwrap();
 }
+
+/// On the LedgerCluster, as docs/operations.md says.
+const OURS: &str = "
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: ours}
+spec:
+  scaleTargetRef: {apiVersion: certeus.io/v1alpha1, kind: LedgerCluster, name: trades}
+  minReplicas: 3
+  maxReplicas: 4
+";
+
+#[test]
+fn an_hpa_scales_the_ledger_cluster_once_kubectl_has_given_it_a_number() {
+    const FIXED: &str = "  autoscaling: {enabled: false, min: 1}\n";
+    let _alone = crate::alone();
+    let world = Installed::new("scale", false);
+    let operator = world.operator();
+    world.create("trades", FIXED);
+    world.wait_until_ready("trades");
+    world.wait_for_pods("trades", 1);
+
+    // Without a number the API server has no scale to show.
+    world.space.apply(OURS).unwrap();
+    let able = "jsonpath={.status.conditions[?(@.type==\"AbleToScale\")].message}";
+    let able = || world.space.kubectl(&["get", "hpa/ours", "-o", able]).unwrap();
+    // Of a kind that is new a controller manager learns within half a minute.
+    world.wait("the HPA to find nothing to scale", IN_TIME, || able().contains("spec replicas field"));
+    assert_eq!(replicas(&world), 1);
+
+    world.space.kubectl(&["delete", "hpa/ours"]).unwrap();
+    world.space.kubectl(&["scale", "ledgercluster/trades", "--replicas=2"]).unwrap();
+    world.wait_for_pods("trades", 2);
+    world.space.apply(OURS).unwrap();
+    world.wait("the HPA's number", SOON, || replicas(&world) == 3);
+    world.wait_for_pods("trades", 3);
+    let types = ["get", "lc/trades", "-o", "jsonpath={.status.conditions[*].type}"];
+    assert!(!world.space.kubectl(&types).unwrap().contains("AmbiguousOwner"));
+    // Applied again, a manifest without a number takes nothing back.
+    world.apply("trades", &format!("{FIXED}  monitoring: {{dashboard: true}}\n"));
+    world.wait("a new object", SOON, || world.owned().iter().any(|object| object.contains("dashboard")));
+    assert_eq!(replicas(&world), 3);
+    operator.stop().unwrap();
+}

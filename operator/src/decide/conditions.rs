@@ -323,7 +323,7 @@ fn in_kubernetes(cluster: &Cluster, observed: &Observed<'_>, around: &Surroundin
         let names = list(around.autoscalers.iter().map(String::as_str));
         let message = format!(
             "{names} scales the same StatefulSet, so its number of pods is left to it: remove it, or set \
-             spec.autoscaling.enabled to false and let it scale the LedgerCluster"
+             spec.autoscaling.enabled to false and spec.replicas to a number, and let it scale the LedgerCluster"
         );
         findings.push(Finding::new(ConditionType::AmbiguousOwner, true, R::OtherAutoscaler, message));
     }
