@@ -40,6 +40,9 @@ pub(crate) enum Error {
     SigningKeyUnusable { name: String },
     #[error("key {key:?} of Secret {name} cannot be used by the pods: it must hold {needed}")]
     SecretUnusable { name: String, key: String, needed: &'static str },
+    /// It changed after what was decided on was seen.
+    #[error("{kind} {name} was changed meanwhile; it is looked at again")]
+    Overtaken { kind: String, name: String },
     /// Any other call to the API server.
     #[error("cannot {action}")]
     Api {
@@ -147,6 +150,10 @@ impl Error {
         }
     }
 
+    pub(crate) fn overtaken(kind: &str, name: &str) -> Self {
+        Self::Overtaken { kind: kind.to_owned(), name: name.to_owned() }
+    }
+
     /// An object that exists differs from what is wanted in fields that nobody can change.
     pub(crate) fn fixed(kind: &str, name: &str, fields: &[String]) -> Self {
         let message = format!("{} cannot be changed once it exists", fields.join(", "));
@@ -162,6 +169,7 @@ impl Error {
             | Self::SecretKeyMissing { .. }
             | Self::SecretUnusable { .. }
             | Self::SigningKeyUnusable { .. } => Class::Missing,
+            Self::Overtaken { .. } => Class::Conflict,
             Self::Api { source, .. } => api_class(source),
             Self::Timeout(_) => Class::Transient,
             Self::Json { .. } | Self::Random | Self::Panicked => Class::Fatal,
@@ -196,7 +204,7 @@ impl Error {
                     ProblemReason::ApiUnavailable
                 }
             },
-            Self::Timeout(_) => ProblemReason::ApiUnavailable,
+            Self::Overtaken { .. } | Self::Timeout(_) => ProblemReason::ApiUnavailable,
             Self::Json { .. } | Self::Random | Self::Panicked => ProblemReason::OperatorBug,
         }
     }

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use super::compare;
 use super::{Context, Record};
 use crate::run::error::Error;
-use crate::run::owned::{OwnedKey, Seen, Version, kind_name, version};
+use crate::run::owned::{OwnedKey, Seen, Version, Workload, kind_name, version};
 use crate::run::pods::{INSTANCE_LABEL, ObjectKey};
 use crate::run::world::Snapshot;
 
@@ -126,17 +126,29 @@ pub(crate) async fn apply(context: &Context, record: &mut Record, plan: &Plan<'_
     done
 }
 
-/// Changes nothing but the number of pods.
+/// Changes nothing but the number of pods, from `present` to `wanted`.
+///
+/// # Errors
+/// Also when there is another number by now.
 pub(crate) async fn scale(
     context: &Context,
     namespace: &str,
     name: &str,
-    replicas: u32,
+    present: u32,
+    wanted: u32,
 ) -> Result<(), Error> {
     let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), namespace);
+    let read = api.get(name).await.map_err(|error| Error::api(format!("read StatefulSet {name}"), error))?;
+    if Workload::read(&read).replicas != present {
+        return Err(Error::overtaken("StatefulSet", name));
+    }
     context.metrics.writes.with_label_values(&["StatefulSet", "scale"]).inc();
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    let patch = json!({ "spec": { "replicas": replicas } });
+    // Late on its way, this write must not undo what the next leader did.
+    let patch = json!({
+        "metadata": { "uid": read.metadata.uid, "resourceVersion": read.metadata.resource_version },
+        "spec": { "replicas": wanted },
+    });
     let patched = api.patch(name, &params, &Patch::Merge(&patch)).await;
     patched.map(drop).map_err(|error| Error::write("StatefulSet", name, error))
 }
@@ -262,12 +274,13 @@ async fn look(
     let json = serde_json::to_value(&live).map_err(bug)?;
     if *kind == "StatefulSet" {
         desired.fixed = compare::keep_fixed_fields(&mut desired.json, &json);
+        // What another one writes between this look and our write is a conflict, and stands: late on its way, a write with a
+        // number of pods must not remove those that the next leader added meanwhile.
+        desired.json["metadata"]["resourceVersion"] = json["metadata"]["resourceVersion"].clone();
     }
     let is_right = if plan.holds(key) {
-        // Without the number an apply would give up the one that we once wrote. With the version, what another one writes
-        // between this look and our write is a conflict, and stands.
+        // Without the number an apply would give up the one that we once wrote.
         desired.json["spec"]["replicas"] = json["spec"]["replicas"].clone();
-        desired.json["metadata"]["resourceVersion"] = json["metadata"]["resourceVersion"].clone();
         // It may have been written for another number.
         let mut same = desired.json.clone();
         same["metadata"]["annotations"][APPLIED_HASH] = json["metadata"]["annotations"][APPLIED_HASH].clone();
@@ -279,10 +292,20 @@ async fn look(
         record.applied.insert(key.clone(), desired.applied(&live));
         return Ok(Look::Right);
     }
+    if *kind == "StatefulSet" && takes_pods_unseen(plan.owned.get(key), &json, &desired.json) {
+        return Err(Error::overtaken(kind, name));
+    }
     let annotations = live.metadata.annotations.as_ref();
     let applied_hash = annotations.and_then(|annotations| annotations.get(APPLIED_HASH));
     let drifted = before.is_some() || applied_hash == Some(&desired.applied_hash);
     Ok(Look::Differs { live: json, drifted })
+}
+
+/// Whether the write would take pods away that were not known of when it was decided.
+fn takes_pods_unseen(seen: Option<&Seen>, live: &Value, desired: &Value) -> bool {
+    let decided_on = seen.and_then(|seen| seen.workload.as_ref()).map(|workload| workload.replicas);
+    let count = |set: &Value| set["spec"]["replicas"].as_u64();
+    count(desired) < count(live) && count(live) != decided_on.map(u64::from)
 }
 
 /// Writes an object if need be; true if it was written.

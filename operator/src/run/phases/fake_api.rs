@@ -30,6 +30,8 @@ struct State {
     reads: usize,
     failures: Vec<Failure>,
     keep_lists: bool,
+    /// What somebody else does to the object at this path just before the next write to it.
+    overtaking: Option<(&'static str, fn(&mut Value))>,
 }
 
 impl FakeApi {
@@ -70,6 +72,11 @@ impl FakeApi {
     /// From now on an apply leaves lists as they are, as if each entry were somebody else's.
     pub(super) fn keep_lists(&self) {
         self.state.lock().unwrap().keep_lists = true;
+    }
+
+    /// Somebody else is faster than the next write to this object.
+    pub(super) fn overtake(&self, path: &'static str, edit: fn(&mut Value)) {
+        self.state.lock().unwrap().overtaking = Some((path, edit));
     }
 
     /// Changes an object as somebody else would.
@@ -137,6 +144,18 @@ impl State {
                 (201, self.store(&named, value))
             }
             Method::PATCH => {
+                if let Some((_, edit)) = self.overtaking.take_if(|(overtaken, _)| *overtaken == path) {
+                    let mut object = self.objects[path].clone();
+                    edit(&mut object);
+                    self.store(path, object);
+                }
+                let (wanted, there) = (&value["metadata"], self.objects.get(path).map(|o| &o["metadata"]));
+                let is_other = |field: &str| {
+                    there.is_some_and(|there| !wanted[field].is_null() && wanted[field] != there[field])
+                };
+                if is_other("resourceVersion") || is_other("uid") {
+                    return status(409, "the object has been modified");
+                }
                 let mut object = self.objects.get(path).cloned().unwrap_or_else(|| json!({}));
                 let before = object.clone();
                 merge(&mut object, &value, self.keep_lists && apply);

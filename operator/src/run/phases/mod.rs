@@ -211,7 +211,7 @@ async fn go_on(
 /// Changes the number of pods, if it is to be another, and nothing else.
 async fn scale_alone(context: &Context, cluster: &Cluster, present: u32, wanted: u32) -> Result<(), Error> {
     if present != wanted {
-        apply::scale(context, &cluster.namespace, build::workload_name(cluster), wanted).await?;
+        apply::scale(context, &cluster.namespace, build::workload_name(cluster), present, wanted).await?;
         count_scale(&context.metrics, present, wanted);
     }
     Ok(())

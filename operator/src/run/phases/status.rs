@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::Context;
 use crate::run::clock;
-use crate::run::error::Error;
+use crate::run::error::{Class, Error};
 use crate::run::owned::Workload;
 use crate::run::pods::{ObjectKey, PodSeen};
 use crate::run::scaling::Advice;
@@ -83,7 +83,9 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
             message: format!("pod {} cannot drain: {why}", drain.pod),
         }
     });
-    let problems: Vec<Problem> = errors.iter().map(Error::problem).chain(stuck).collect();
+    // That somebody else was faster is no trouble: it is looked at again at once.
+    let errors = errors.iter().filter(|error| error.class() != Class::Conflict);
+    let problems: Vec<Problem> = errors.map(Error::problem).chain(stuck).collect();
     let newest = workload.and_then(|workload| workload.update_revision.as_ref());
     let outdated = pods
         .iter()
