@@ -37,7 +37,7 @@ pub use sections::{
     Database, LedgerSettings, Log, Monitoring, Network, Proofs, Retention, Scheduling, SecretKeyRef, Spool,
 };
 pub use security::{SecretRef, Security};
-pub use status::{DrainingPod, LastDecision, LedgerClusterStatus, TriggerStatus};
+pub use status::{DrainingPod, LastDecision, LedgerClusterStatus, SpooledVolume, TriggerStatus};
 
 /// API group of all resources here.
 pub const GROUP: &str = "certeus.io";

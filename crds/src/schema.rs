@@ -46,7 +46,7 @@ fn with_known_formats(crd: &CustomResourceDefinition) -> CustomResourceDefinitio
     fn rename(value: &mut Value) {
         match value {
             Value::Object(map) => {
-                if map.get("format").is_some_and(|format| format == "uint32") {
+                if map.get("format").is_some_and(|format| format == "uint32" || format == "uint64") {
                     map.insert("format".to_owned(), "int64".into());
                 }
                 map.values_mut().for_each(rename);

@@ -34,6 +34,11 @@ pub struct LedgerClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub draining: Vec<DrainingPod>,
+    /// Volumes on which requests wait since the cluster was stopped, as the database was away or nobody could tell. Their pods come
+    /// back with the cluster and stay until the database has them. Keep these volumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub spooled_volumes: Vec<SpooledVolume>,
     /// Image of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -61,6 +66,17 @@ pub struct DrainingPod {
     /// What it waits for, or what went wrong. Absent while all goes as it should.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// A volume on which requests wait.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SpooledVolume {
+    /// Name of its PersistentVolumeClaim.
+    pub name: String,
+    /// Requests that wait on it. Absent when the pod could not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records: Option<u64>,
 }
 
 /// What one trigger measured last.

@@ -218,6 +218,12 @@ pub fn workload_name(cluster: &Cluster) -> &str {
     &cluster.name
 }
 
+/// Name of the claim of a pod's volume, as the StatefulSet makes it.
+#[must_use]
+pub fn spool_claim_name(cluster: &Cluster, ordinal: u32) -> String {
+    format!("{}-{}-{ordinal}", pods::SPOOL_VOLUME, workload_name(cluster))
+}
+
 fn config_map_name(cluster: &Cluster) -> String {
     format!("{}-config", cluster.name)
 }

@@ -16,6 +16,7 @@ mod resources;
 mod rollout;
 mod rules;
 mod scaling;
+mod stopped;
 mod upgrade;
 mod waiting;
 

@@ -25,7 +25,7 @@ use crate::validate::Cluster;
 
 const CONFIG_FOLDER: &str = "/etc/certeus";
 pub(super) const SPOOL_FOLDER: &str = "/var/lib/certeus/spool";
-const SPOOL_VOLUME: &str = "spool";
+pub(super) const SPOOL_VOLUME: &str = "spool";
 /// The user of the image, who owns nothing.
 const USER: i64 = 65532;
 /// Time between being marked as terminating and SIGTERM, in which proxies stop sending new connections; on SIGTERM the

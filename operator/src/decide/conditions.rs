@@ -86,7 +86,7 @@ pub(super) fn findings(cluster: &Cluster, observed: &Observed<'_>, count: &Count
         findings.extend(in_kubernetes(cluster, observed, surroundings));
     }
     findings.extend(downstream_saturated(observed.decision));
-    findings.extend(modes(cluster));
+    findings.extend(modes(cluster, observed));
     // Where the API server keeps a list in order, an equal list must be in equal order.
     findings.sort_by_key(|finding| finding.kind);
     findings
@@ -351,13 +351,22 @@ fn dry_run(observed: &Observed<'_>, around: &Surroundings<'_>) -> Finding {
 }
 
 /// What the user set, and what becomes true by it.
-fn modes(cluster: &Cluster) -> impl Iterator<Item = Finding> {
+fn modes(cluster: &Cluster, observed: &Observed<'_>) -> impl Iterator<Item = Finding> {
     let paused = cluster.paused.then(|| {
         let message = "spec.paused is true: nothing is changed, whatever else is set";
         Finding::new(ConditionType::Paused, true, ConditionReason::Paused, message)
     });
     let stopped = cluster.stopped.then(|| {
-        let message = "spec.stopped is true: no pod is to run; volumes and keys stay";
+        let spooled = observed.surroundings.map_or(0, |around| around.spooled.len());
+        let spooled = u32::try_from(spooled).unwrap_or(u32::MAX);
+        let waiting = match spooled {
+            0 => String::new(),
+            _ => format!(
+                "; requests wait on {} (status.spooledVolumes), and reach the database when the cluster runs again",
+                counted(spooled, "volume")
+            ),
+        };
+        let message = format!("spec.stopped is true: no pod is to run; volumes and keys stay{waiting}");
         Finding::new(ConditionType::Stopped, true, ConditionReason::Stopped, message)
     });
     paused.into_iter().chain(stopped)

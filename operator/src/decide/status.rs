@@ -2,7 +2,9 @@
 //! nothing changed: the last decision stays the last for another number of pods, and measured values move in steps.
 
 use certeus_autoscale::{Decision, Reason};
-use certeus_crds::{DrainingPod, FieldError, LastDecision, LedgerClusterStatus, TriggerStatus};
+use certeus_crds::{
+    DrainingPod, FieldError, LastDecision, LedgerClusterStatus, SpooledVolume, TriggerStatus,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -53,6 +55,8 @@ pub struct Surroundings<'a> {
     pub crashing: &'a [String],
     /// Why pods do not start, the worst first.
     pub waiting: &'a [PodsWaiting],
+    /// Volumes on which requests wait since a stop, in a fixed order.
+    pub spooled: &'a [SpooledVolume],
     /// Kind and name of what else sets the workload's replicas, in a fixed order.
     pub autoscalers: &'a [String],
     /// What applying would do, such as `create Service demo`, in a fixed order; shown in a dry run.
@@ -82,6 +86,7 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
         triggers: decision.map(|decision| triggers(decision, before)).unwrap_or_default(),
         last_decision: latest_decision(decision, before, now),
         draining,
+        spooled_volumes: surroundings.map(|around| around.spooled.to_vec()).unwrap_or_default(),
         image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
         database: Some(match &cluster.database {
             DatabaseSource::Secret(reference) => format!("Secret {}, key {}", reference.name, reference.key),

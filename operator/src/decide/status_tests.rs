@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use certeus_autoscale::{MissingReason, PodPhase, Reason};
-use certeus_crds::{FieldError, LedgerCluster, LedgerClusterStatus};
+use certeus_crds::{FieldError, LedgerCluster, LedgerClusterStatus, SpooledVolume};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
@@ -180,6 +180,7 @@ fn what_is_not_applied_is_not_missing() {
 
 /// What is seen of a healthy pod in Kubernetes.
 const AROUND: Surroundings<'_> = Surroundings {
+    spooled: &[],
     image: Some("a/b:1"),
     outdated_pods: 0,
     problems: &[],
@@ -217,6 +218,12 @@ fn what_the_user_set_shows_as_a_condition_while_it_is_set() {
     assert_eq!(stopping.desired_replicas, 0);
     let stopped = status_of(&cluster("stopped: true"), 0, &[], Some(&stopping), 9);
     assert_eq!(condition(&stopped, ConditionType::Progressing), "False Stopped: no pod runs");
+    let spooled = [SpooledVolume { name: "spool-demo-1".to_owned(), records: Some(7) }];
+    let spooled = Surroundings { spooled: &spooled, ..AROUND };
+    let stopped = status_in(&cluster("stopped: true"), 0, &[], Some(spooled), None, 9);
+    assert_eq!(stopped.spooled_volumes[0].records, Some(7));
+    let told = condition(&stopped, ConditionType::Stopped);
+    assert!(told.contains("requests wait on 1 volume (status.spooledVolumes)"), "{told}");
     let both = status_of(&cluster("stopped: true, paused: true"), 1, &[calm("demo-0")], None, 0);
     assert_eq!(both.desired_replicas, 1, "paused goes first");
 }

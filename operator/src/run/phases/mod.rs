@@ -136,7 +136,8 @@ async fn run(
     let workload = snapshot.workload(name);
     let replicas = workload.map(|workload| workload.replicas);
     let scaler = record.scaler.get_or_insert_with(|| Scaler::start(Arc::clone(&context.metrics), wake));
-    scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some());
+    let parked = status::parked(record.written.as_ref(), &snapshot);
+    scaler.observe(Arc::clone(&cluster), replicas, pods.clone(), snapshot.autoscaler.is_some(), parked);
     let advice = scaler.advice();
 
     let inputs = Inputs {
@@ -201,7 +202,8 @@ async fn go_on(
     if cluster.uid.as_ref() != Some(&snapshot.cluster.uid) {
         return Ok(());
     }
-    scaler.observe(Arc::clone(cluster), Some(present), pods, snapshot.autoscaler.is_some());
+    let parked = status::parked(record.written.as_ref(), snapshot);
+    scaler.observe(Arc::clone(cluster), Some(present), pods, snapshot.autoscaler.is_some(), parked);
     if cluster.paused || cluster.dry_run {
         return Ok(());
     }

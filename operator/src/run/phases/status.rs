@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use certeus_autoscale::MissingReason;
-use certeus_crds::{DrainingPod, FieldError, LedgerCluster, LedgerClusterStatus};
-use certeus_operator::build::MANAGER;
+use certeus_crds::{DrainingPod, FieldError, LedgerCluster, LedgerClusterStatus, SpooledVolume};
+use certeus_operator::build::{self, MANAGER};
 use certeus_operator::counted;
 use certeus_operator::decide::{
     self, ConditionReason, Observed, PodScrape, PodsWaiting, Problem, ProblemReason, Surroundings,
@@ -20,7 +20,7 @@ use crate::run::clock;
 use crate::run::error::{Class, Error};
 use crate::run::owned::Workload;
 use crate::run::pods::{ObjectKey, PodSeen};
-use crate::run::scaling::Advice;
+use crate::run::scaling::{Advice, ParkedVolumes};
 use crate::run::trouble::{Kind, Trouble};
 use crate::run::world::Snapshot;
 
@@ -58,6 +58,13 @@ pub(crate) fn before<'a>(
     written.map(|own| &own.status).or(snapshot.cluster.status.as_ref())
 }
 
+/// The volumes that the status names, on which requests wait since a stop.
+pub(crate) fn parked(written: Option<&Written>, snapshot: &Snapshot) -> ParkedVolumes {
+    let volumes = before(written, snapshot).into_iter().flat_map(|status| &status.spooled_volumes);
+    let ordinal = |name: &str| name.rsplit_once('-')?.1.parse().ok();
+    volumes.filter_map(|volume| Some((ordinal(&volume.name)?, volume.records))).collect()
+}
+
 /// The status of an object that cannot be carried out.
 pub(crate) fn invalid(written: Option<&Written>, snapshot: &Snapshot, error: &Error) -> LedgerClusterStatus {
     let other = [FieldError::new("spec", error.message())];
@@ -76,22 +83,31 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
     let draining: Vec<DrainingPod> = draining
         .map(|drain| DrainingPod { name: drain.pod.clone(), message: drain.message.clone() })
         .collect();
+    let newest = workload.and_then(|workload| workload.update_revision.as_ref());
+    let outdated: Vec<&PodSeen> = pods
+        .iter()
+        .filter(|pod| newest.is_some() && pod.revision.is_some() && pod.revision.as_ref() != newest)
+        .collect();
     let stuck = advice.draining.iter().filter(|drain| drain.state.needs_help()).map(|drain| {
         let why = drain.message.as_deref().unwrap_or("it does not say why");
+        let waiting = outdated.iter().filter(|pod| pod.name != drain.pod).count();
         Problem {
             reason: ProblemReason::DrainStuck,
-            message: format!("pod {} cannot drain: {why}", drain.pod),
+            message: format!("pod {} cannot drain: {why}{}", drain.pod, held_up(waiting)),
         }
     });
     // That somebody else was faster is no trouble: it is looked at again at once.
     let errors = errors.iter().filter(|error| error.class() != Class::Conflict);
     let problems: Vec<Problem> = errors.map(Error::problem).chain(stuck).collect();
-    let newest = workload.and_then(|workload| workload.update_revision.as_ref());
-    let outdated = pods
-        .iter()
-        .filter(|pod| newest.is_some() && pod.revision.is_some() && pod.revision.as_ref() != newest);
     let autoscalers: Vec<String> =
         snapshot.autoscaler.iter().map(|name| format!("HorizontalPodAutoscaler {name}")).collect();
+    let spooled = advice.parked.iter();
+    let spooled: Vec<SpooledVolume> = spooled
+        .map(|(ordinal, records)| SpooledVolume {
+            name: build::spool_claim_name(cluster, *ordinal),
+            records: *records,
+        })
+        .collect();
     let crashing: Vec<String> = pods.iter().filter_map(crashing).collect();
     let waiting = waiting(pods, clock::now());
     let before = before(written, snapshot);
@@ -103,10 +119,11 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
         draining: &draining,
         surroundings: Some(Surroundings {
             image: workload.and_then(|workload| workload.image.as_deref()),
-            outdated_pods: u32::try_from(outdated.count()).unwrap_or(u32::MAX),
+            outdated_pods: u32::try_from(outdated.len()).unwrap_or(u32::MAX),
             problems: &problems,
             crashing: &crashing,
             waiting: &waiting,
+            spooled: &spooled,
             autoscalers: &autoscalers,
             pending,
             verifier_keys,
@@ -122,6 +139,17 @@ pub(crate) fn status(written: Option<&Written>, snapshot: &Snapshot, seen: &Seen
         None => before.and_then(|before| before.last_decision.clone()),
     };
     status
+}
+
+/// What to do about pods that a rollout does not come to: Kubernetes waits until the one above them is ready.
+fn held_up(pods: usize) -> String {
+    if pods == 0 {
+        return String::new();
+    }
+    let pods = counted(u32::try_from(pods).unwrap_or(u32::MAX), "pod");
+    format!(
+        ". {pods} with an older template may wait for it: `kubectl delete pod`, one by one, brings them back with the new one"
+    )
 }
 
 /// What there is to say of a pod that crashes.

@@ -14,7 +14,7 @@ use certeus_operator::validate::Cluster;
 
 use super::drain::{DrainEnd, Drains, Reply, Request, View};
 use super::publish::Publisher;
-use super::{Advice, DrainSeen, LastChange};
+use super::{Advice, DrainSeen, LastChange, parked};
 use crate::run::pods::PodSeen;
 
 /// What a reconcile saw.
@@ -26,6 +26,8 @@ pub(super) struct World {
     pub(super) pods: Vec<PodSeen>,
     /// Another autoscaler writes to the StatefulSet.
     pub(super) held: bool,
+    /// What the status says of volumes on which requests wait since a stop.
+    pub(super) parked: parked::Volumes,
 }
 
 /// What is done with a decision.
@@ -114,6 +116,8 @@ impl Core {
         self.scrapes.retain(|ordinal| {
             !replaced.contains(&ordinal) && world.pods.iter().any(|pod| pod.ordinal == ordinal)
         });
+        let (noted, runs) = (world.parked.clone(), Mode::of(&world) == Mode::Act);
+        self.drains.parked.observe(now, noted, world.replicas, runs);
         self.world = Some(world);
         // The engine counts moments in which measuring fails: between two rounds there is none.
         let (candidate, _decision) = self.evaluate(if self.now.is_zero() { now } else { self.now });
@@ -141,14 +145,20 @@ impl Core {
     pub(super) fn round(&mut self, now: Duration) -> (Vec<Request>, Report) {
         self.now = self.now.max(now);
         let Some(world) = &self.world else { return Default::default() };
-        let frozen = Mode::of(world) == Mode::Freeze;
+        let mode = Mode::of(world);
         let (mut candidate, decision) = self.evaluate(self.now);
         let mut requests = Vec::new();
         if let (Some(world), Some(engine)) = (&self.world, &self.engine)
             && let Some(replicas) = world.replicas
         {
-            let view =
-                View { pods: &world.pods, scrapes: &self.scrapes, target: engine.asked, replicas, frozen };
+            let view = View {
+                pods: &world.pods,
+                scrapes: &self.scrapes,
+                target: self.target(engine.asked, mode),
+                replicas,
+                frozen: mode == Mode::Freeze,
+                stop: mode == Mode::Stop,
+            };
             requests = self.drains.step(now, view);
             candidate = self.advise(&candidate);
         }
@@ -194,8 +204,9 @@ impl Core {
             };
             // Pods that it left behind go in order, like all others.
             let left = world.pods.iter().map(|pod| pod.ordinal + 1).max().unwrap_or(0);
-            let replicas = wanted.max(left);
-            let advice = Advice { replicas, desired: replicas, scrapes, ..Advice::default() };
+            let replicas = self.target(wanted, mode).max(left);
+            let parked = self.drains.parked.volumes().clone();
+            let advice = Advice { replicas, desired: replicas, scrapes, parked, ..Advice::default() };
             return (advice, None);
         };
         let engine =
@@ -222,12 +233,25 @@ impl Core {
         (self.advise(&candidate), decision)
     }
 
+    /// So many pods are to stay where `asked` are asked for: what a stop left on volumes needs its pods until it is in the database.
+    fn target(&self, asked: u32, mode: Mode) -> u32 {
+        match mode {
+            Mode::Act => asked.max(self.drains.parked.pods()),
+            Mode::Stop | Mode::Show | Mode::Follow | Mode::Freeze => asked,
+        }
+    }
+
     /// Adds to `candidate` what the drains allow.
     fn advise(&self, candidate: &Advice) -> Advice {
         let (Some(world), Some(engine)) = (&self.world, &self.engine) else { return candidate.clone() };
         let Some(present) = world.replicas else { return candidate.clone() };
-        let replicas =
-            if engine.asked >= present { engine.asked } else { self.drains.released(engine.asked, present) };
+        let mode = Mode::of(world);
+        let target = self.target(engine.asked, mode);
+        let replicas = if target >= present {
+            target
+        } else {
+            self.drains.released(target, present, mode == Mode::Stop)
+        };
         let name = |ordinal: u32| {
             let pod = world.pods.iter().find(|pod| pod.ordinal == ordinal);
             pod.map_or_else(|| format!("{}-{ordinal}", world.cluster.name), |pod| pod.name.clone())
@@ -238,7 +262,8 @@ impl Core {
             state,
             since,
         });
-        Advice { replicas, draining: draining.collect(), ..candidate.clone() }
+        let parked = self.drains.parked.volumes().clone();
+        Advice { replicas, draining: draining.collect(), parked, ..candidate.clone() }
     }
 
     /// How long the answer to a surge took, on the round that gives it.

@@ -3,8 +3,11 @@
 //!
 //! Owns who is asked what and when. Never reads a clock, never talks to a pod: the driver carries out the [`Request`]s and
 //! hands back the replies. Promises: no pod is released that may hold something; a pod that does not drain hinders neither
-//! growth nor other pods; at most one request per pod is under way; a drain that is no longer wanted is taken back.
-//! Read next: `volumes.rs`, `core.rs`.
+//! growth nor other pods; at most one request per pod is under way; a drain that is no longer wanted is taken back. A cluster that
+//! is stopped is another matter: its pods go soon in any case, and what they hold is noted (`parked.rs`).
+//! Read next: `volumes.rs`, `parked.rs`, `core.rs`.
+
+mod stop;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,10 +16,12 @@ use certeus_autoscale::PodPhase;
 use certeus_operator::decide::Scrapes;
 use serde::Deserialize;
 
+use super::parked::Parked;
 use super::volumes::Volumes;
 use crate::run::pods::PodSeen;
 
-/// A full queue and a slow database take a pod this long at most; past it the drain counts as stuck. The pod goes on with it.
+/// A full queue and a slow database take a pod this long at most; past it the drain counts as stuck. The pod goes on with it; of a
+/// cluster that is stopped it goes.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// First wait after a refusal; doubles with each further one.
 const BACK_OFF_MIN: Duration = Duration::from_secs(5);
@@ -101,6 +106,8 @@ pub(crate) enum DrainState {
     Absent,
     /// No process of it runs, and its volume holds requests, or may hold some.
     Down,
+    /// The cluster is stopped: it goes, and what its volume holds, or may hold, waits there.
+    Parked,
 }
 
 impl DrainState {
@@ -117,6 +124,7 @@ impl DrainState {
     pub(super) fn message(self) -> Option<String> {
         let message = match self {
             Self::Draining | Self::Drained | Self::Leaving | Self::Absent => return None,
+            Self::Parked => "goes as the cluster is stopped; what is in its spool stays on its volume until it runs again".to_owned(),
             Self::Spooled => "holds spooled requests, and serves until the database has them".to_owned(),
             Self::Unknown => "does not say what it holds, and stays until it does".to_owned(),
             Self::Refused(Some(status)) => {
@@ -218,6 +226,8 @@ pub(super) struct View<'a> {
     pub(super) replicas: u32,
     /// Change nothing: no pod is asked to drain, and none that drains by itself to serve again.
     pub(super) frozen: bool,
+    /// All pods are to go for now, and come back on the same volumes.
+    pub(super) stop: bool,
 }
 
 /// The drains of one cluster, by ordinal.
@@ -225,6 +235,10 @@ pub(super) struct View<'a> {
 pub(super) struct Drains {
     drains: BTreeMap<u32, Drain>,
     volumes: Volumes,
+    /// Volumes on which requests wait since a stop.
+    pub(super) parked: Parked,
+    /// Since when the cluster is being stopped.
+    stopping_since: Option<Duration>,
     /// Pods that drain though nobody here asked them to, and since when.
     strays: BTreeMap<u32, Duration>,
     ended: Vec<DrainEnd>,
@@ -233,15 +247,23 @@ pub(super) struct Drains {
 impl Drains {
     /// Steps towards what is wanted. Calling it again before a reply asks for nothing more.
     pub(super) fn step(&mut self, now: Duration, view: View<'_>) -> Vec<Request> {
-        let View { pods, scrapes, target, replicas, frozen } = view;
+        let View { pods, scrapes, target, replicas, frozen, stop } = view;
         self.volumes.observe(now, pods, scrapes, replicas);
+        self.stopping_since = stop.then(|| self.stopping_since.unwrap_or(now));
+        if !stop {
+            self.parked.forget_emptied(scrapes);
+        }
         let victims = if frozen { replicas..replicas } else { target..replicas };
         let mut requests = Vec::new();
         // Those that the StatefulSet removes are its own concern.
         self.drains.retain(|ordinal, _| *ordinal < replicas);
         for ordinal in victims.clone().rev() {
             let pod = pods.iter().find(|pod| pod.ordinal == ordinal);
-            requests.extend(self.step_victim(now, ordinal, pod, scrapes).map(|ask| Request { ordinal, ask }));
+            let ask = match self.stopping_since {
+                Some(since) => self.step_stop(now, since, ordinal, pod),
+                None => self.step_victim(now, ordinal, pod, scrapes),
+            };
+            requests.extend(ask.map(|ask| Request { ordinal, ask }));
         }
         if !frozen {
             self.find_strays(now, view);
@@ -265,11 +287,7 @@ impl Drains {
     ) -> Option<Ask> {
         let spooled = self.volumes.is_spooled(ordinal);
         let uid = pod.map_or("", |pod| pod.uid.as_str());
-        let is_other = |drain: &mut Drain| !uid.is_empty() && !drain.uid.is_empty() && drain.uid != uid;
-        if self.drains.get_mut(&ordinal).is_some_and(is_other) {
-            self.drains.remove(&ordinal);
-        }
-        let drain = self.drains.entry(ordinal).or_insert_with(|| Drain::new(uid, DrainState::Unknown, now));
+        let drain = drain_of(&mut self.drains, now, ordinal, uid);
         match pod.map_or(PodPhase::Failed, |pod| pod.phase) {
             // Without a process there is nothing to ask. The volume is kept, but what is on it would wait unseen.
             PodPhase::Pending | PodPhase::Failed => {
@@ -292,6 +310,17 @@ impl Drains {
         if drain.under_way {
             return None;
         }
+        match drain.state {
+            // The stop is over, and fewer pods are wanted than there were.
+            DrainState::Parked => {
+                drain.serve_first = drain.asked;
+                drain.retry_at = now;
+                drain.enter(DrainState::Unknown, now);
+            }
+            // It is to go after all, and answers count again.
+            DrainState::Cancelling => drain.enter(DrainState::Unknown, now),
+            _ => {}
+        }
         let ask = match drain.state {
             _ if drain.serve_first => (now >= drain.retry_at).then_some(Ask::Cancel),
             DrainState::Draining if now.saturating_sub(drain.since) >= DRAIN_TIMEOUT => {
@@ -308,6 +337,7 @@ impl Drains {
             | DrainState::Leaving
             | DrainState::Hanging
             | DrainState::Absent
+            | DrainState::Parked
             | DrainState::Down => match scrapes.latest(ordinal) {
                 Err(_) => {
                     drain.enter(DrainState::Unknown, now);
@@ -415,7 +445,16 @@ impl Drains {
                     if state != DrainState::Drained {
                         self.ended.push(DrainEnd::Drained);
                     }
+                    self.parked.forget(ordinal);
                     drain.enter(DrainState::Drained, now);
+                }
+                Ok(PodDrain { state: PodState::Drained, spool_records }) if self.stopping_since.is_some() => {
+                    drain.failures = 0;
+                    if state != DrainState::Parked {
+                        self.ended.push(DrainEnd::Drained);
+                    }
+                    self.parked.park(ordinal, spool_records);
+                    drain.enter(DrainState::Parked, now);
                 }
                 Ok(PodDrain { state: PodState::Drained, .. }) => {
                     drain.serve_first = true;
@@ -425,6 +464,8 @@ impl Drains {
                 Ok(PodDrain { state: PodState::Draining, .. }) if state == DrainState::Stuck => {
                     drain.back_off(now);
                 }
+                // It had its time.
+                Ok(_) if state == DrainState::Parked => {}
                 Ok(PodDrain { state: PodState::Draining | PodState::Restarting, .. }) => {
                     drain.enter(DrainState::Draining, now);
                 }
@@ -455,9 +496,13 @@ impl Drains {
     }
 
     /// How many pods may stay when those from `target` on are to go: of `replicas`, the highest ordinals that are released go.
-    pub(super) fn released(&self, target: u32, replicas: u32) -> u32 {
-        let is_released =
-            |ordinal: &u32| self.drains.get(ordinal).is_some_and(|drain| drain.state.is_released());
+    pub(super) fn released(&self, target: u32, replicas: u32, stop: bool) -> u32 {
+        let is_released = |ordinal: &u32| {
+            self.drains.get(ordinal).is_some_and(|drain| match drain.state {
+                DrainState::Parked => stop && self.parked.is_noted(*ordinal),
+                state => state.is_released(),
+            })
+        };
         let gone = (target..replicas).rev().take_while(is_released).count();
         replicas.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX))
     }
@@ -471,6 +516,20 @@ impl Drains {
     pub(super) fn take_ended(&mut self) -> Vec<DrainEnd> {
         std::mem::take(&mut self.ended)
     }
+}
+
+/// The drain of the pod with this identity; of one that was replaced a new one.
+fn drain_of<'a>(
+    drains: &'a mut BTreeMap<u32, Drain>,
+    now: Duration,
+    ordinal: u32,
+    uid: &str,
+) -> &'a mut Drain {
+    let is_other = |drain: &mut Drain| !uid.is_empty() && !drain.uid.is_empty() && drain.uid != uid;
+    if drains.get_mut(&ordinal).is_some_and(is_other) {
+        drains.remove(&ordinal);
+    }
+    drains.entry(ordinal).or_insert_with(|| Drain::new(uid, DrainState::Unknown, now))
 }
 
 fn refuse(drain: &mut Drain, status: Option<u16>, now: Duration) {

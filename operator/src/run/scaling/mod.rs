@@ -8,6 +8,7 @@ mod core;
 mod drain;
 mod metrics;
 mod pace;
+mod parked;
 mod publish;
 mod task;
 mod volumes;
@@ -32,6 +33,7 @@ use super::telemetry::Metrics;
 
 use drain::DrainState;
 pub(crate) use metrics::ScalingMetrics;
+pub(crate) use parked::Volumes as ParkedVolumes;
 
 /// A pod that is to go, or that comes back.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +64,8 @@ pub(crate) struct Advice {
     /// The latest decision; absent before there is a StatefulSet.
     pub(crate) outcome: Option<Outcome>,
     pub(crate) draining: Vec<DrainSeen>,
+    /// Volumes on which requests wait since a stop. They have to stand in the status before the pods go.
+    pub(crate) parked: ParkedVolumes,
     pub(crate) scrapes: Vec<PodScrape>,
     /// Kept until the next one, so that a late reconcile misses none. A restarted operator knows of none.
     pub(crate) last_change: Option<LastChange>,
@@ -97,16 +101,17 @@ impl Scaler {
     }
 
     /// Called by each reconcile with the validated cluster, the StatefulSet's present `spec.replicas` (`None`: no StatefulSet
-    /// yet), the pods as the watch has them, and whether another autoscaler writes to the StatefulSet: then ours holds still, as
-    /// neither's change would last.
+    /// yet), the pods as the watch has them, whether another autoscaler writes to the StatefulSet: then ours holds still, as
+    /// neither's change would last; and the volumes that the status names, on which requests wait since a stop.
     pub(crate) fn observe(
         &self,
         cluster: Arc<Cluster>,
         replicas: Option<u32>,
         pods: Vec<PodSeen>,
         held: bool,
+        parked: ParkedVolumes,
     ) {
-        let world = World { cluster, replicas, pods, held };
+        let world = World { cluster, replicas, pods, held, parked };
         self.shared.core().observe(clock::now(), world);
     }
 

@@ -7,7 +7,7 @@ use certeus_autoscale::{Reason, TriggerKind};
 use certeus_operator::decide::PodScrape;
 
 use super::drain::DrainState;
-use super::{Advice, LastChange};
+use super::{Advice, LastChange, ParkedVolumes};
 
 /// Reasons and failures may alternate with the noise of a load: they are told at most this often.
 const REASON_INTERVAL: Duration = Duration::from_secs(10);
@@ -68,16 +68,18 @@ struct Action<'a> {
     replicas: u32,
     last_change: Option<&'a LastChange>,
     drains: Vec<(&'a str, DrainState)>,
+    parked: &'a ParkedVolumes,
     is_decided: bool,
 }
 
 impl<'a> Action<'a> {
     fn of(advice: &'a Advice) -> Self {
-        let Advice { replicas, desired: _, outcome, draining, scrapes: _, last_change } = advice;
+        let Advice { replicas, desired: _, outcome, draining, parked, scrapes: _, last_change } = advice;
         Self {
             replicas: *replicas,
             last_change: last_change.as_ref(),
             drains: draining.iter().map(|drain| (drain.pod.as_str(), drain.state)).collect(),
+            parked,
             is_decided: outcome.as_ref().is_some_and(|outcome| outcome.decision.is_some()),
         }
     }

@@ -151,7 +151,13 @@ impl Operated {
 
     fn observe(&self) {
         let seen = self.pods.range(..self.replicas).map(|(ordinal, pod)| pod.seen(*ordinal));
-        self.scaler.observe(Arc::clone(&self.cluster), Some(self.replicas), seen.collect(), false);
+        self.scaler.observe(
+            Arc::clone(&self.cluster),
+            Some(self.replicas),
+            seen.collect(),
+            false,
+            ParkedVolumes::new(),
+        );
     }
 
     /// Reconciles when woken, until the advice is as wanted.

@@ -2,6 +2,7 @@
 //! moves in steps. The core under test is the one that ships.
 
 mod drains;
+mod stops;
 
 use std::collections::BTreeMap;
 
@@ -63,6 +64,12 @@ struct Sim {
     /// Ordinals in the order they were asked to drain.
     drained: Vec<u32>,
     removed_with_spool: usize,
+    /// What waits on volumes of pods that are gone.
+    volumes: BTreeMap<u32, u64>,
+    /// What the status says of that.
+    noted: parked::Volumes,
+    /// No status can be written.
+    status_fails: bool,
     /// How often a reconcile was asked for.
     wakes: u32,
 }
@@ -82,6 +89,9 @@ impl Sim {
             leaving: None,
             drained: Vec::new(),
             removed_with_spool: 0,
+            volumes: BTreeMap::new(),
+            noted: parked::Volumes::new(),
+            status_fails: false,
             wakes: 0,
         };
         sim.follow(replicas);
@@ -103,7 +113,7 @@ impl Sim {
     /// The StatefulSet controller.
     fn follow(&mut self, replicas: u32) {
         for ordinal in 0..replicas {
-            let born = &mut self.born;
+            let (born, volumes) = (&mut self.born, &mut self.volumes);
             self.pods.entry(ordinal).or_insert_with(|| {
                 *born += 1;
                 let uid = format!("uid-{ordinal}-{born}");
@@ -111,7 +121,7 @@ impl Sim {
                     manner: Manner::Healthy,
                     uid,
                     cpu_seconds: 0.0,
-                    spool: 0,
+                    spool: volumes.remove(&ordinal).unwrap_or(0),
                     state: PodState::Serving,
                     until: START,
                     ready: true,
@@ -120,7 +130,10 @@ impl Sim {
             });
         }
         let surplus = self.pods.split_off(&replicas);
-        self.removed_with_spool += surplus.values().filter(|pod| pod.spool > 0).count();
+        let left = surplus.iter().filter(|(_, pod)| pod.spool > 0);
+        let left: Vec<(u32, u64)> = left.map(|(ordinal, pod)| (*ordinal, pod.spool)).collect();
+        self.removed_with_spool += left.len();
+        self.volumes.extend(left);
         self.replicas = Some(replicas);
     }
 
@@ -148,13 +161,19 @@ impl Sim {
                 replicas: self.replicas,
                 pods: self.seen(),
                 held: self.held,
+                parked: self.noted.clone(),
             };
             self.core.observe(self.now, world);
-            let advised = self.core.advice().replicas;
-            if self.replicas == Some(advised) {
+            let Advice { replicas: advised, parked, .. } = self.core.advice();
+            let written = !self.status_fails && self.noted != parked;
+            if self.replicas == Some(advised) && !written {
                 return;
             }
             self.follow(advised);
+            // After the workload, and what is written wakes a reconcile.
+            if written {
+                self.noted = parked;
+            }
         }
     }
 
@@ -369,7 +388,10 @@ fn stopped_drains_everything_and_comes_back() {
     // What was never created is not created to be stopped.
     let mut core = Core::default();
     let cluster = shared_cluster("stopped: true");
-    core.observe(START, World { cluster, replicas: None, pods: Vec::new(), held: false });
+    core.observe(
+        START,
+        World { cluster, replicas: None, pods: Vec::new(), held: false, parked: parked::Volumes::new() },
+    );
     assert_eq!(core.advice().replicas, 0);
 }
 
