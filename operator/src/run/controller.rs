@@ -77,8 +77,8 @@ pub(crate) struct Controller {
     records: HashMap<ObjectKey, Box<Record>>,
     /// Borrowed records that are out of date: of clusters that are gone, or were made anew.
     stale: BTreeSet<ObjectKey>,
-    /// Borrowed records whose Secrets changed meanwhile.
-    secrets_changed: BTreeSet<ObjectKey>,
+    /// Borrowed records whose Secrets changed meanwhile, and when to read them again.
+    secrets_changed: BTreeMap<ObjectKey, Duration>,
     referred: BTreeMap<ObjectKey, BTreeSet<String>>,
     woken: Arc<Woken>,
     running: JoinSet<Finished>,
@@ -94,7 +94,7 @@ impl Controller {
             queue: Queue::new(),
             records: HashMap::new(),
             stale: BTreeSet::new(),
-            secrets_changed: BTreeSet::new(),
+            secrets_changed: BTreeMap::new(),
             referred: BTreeMap::new(),
             woken: Arc::default(),
             running: JoinSet::new(),
@@ -202,14 +202,15 @@ impl Controller {
                 Effect::Changed => self.queue.wake(&key, Wake::Changed, now + EDIT_DELAY),
                 Effect::Around => self.queue.wake(&key, Wake::Seen, now + AROUND_DELAY),
                 Effect::Secret => {
+                    let due = now + SECRET_DELAY;
                     match self.records.get_mut(&key) {
-                        Some(record) => record.forget_secrets(),
+                        Some(record) => record.secrets_changed(due),
                         None => {
-                            self.secrets_changed.insert(key.clone());
+                            self.secrets_changed.entry(key.clone()).or_insert(due);
                         }
                     }
                     // What was missing may be there now.
-                    self.queue.wake(&key, Wake::Changed, now + SECRET_DELAY);
+                    self.queue.wake(&key, Wake::Changed, due);
                 }
                 Effect::Gone => {
                     self.forget(&key);
@@ -273,8 +274,8 @@ impl Controller {
         let due = record.due();
         metrics.reconciles.with_label_values(&[label]).inc();
         if !self.stale.remove(&key) {
-            if self.secrets_changed.remove(&key) {
-                record.forget_secrets();
+            if let Some(due) = self.secrets_changed.remove(&key) {
+                record.secrets_changed(due);
             }
             let secrets = record.secrets();
             if self.referred.get(&key) != Some(&secrets) {

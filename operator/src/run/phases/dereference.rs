@@ -35,6 +35,8 @@ pub(crate) struct Secrets {
     /// What of the specification this was read for.
     uses: Vec<SecretUse>,
     read_at: Duration,
+    /// The specification for which it counted last.
+    generation: Option<i64>,
 }
 
 /// Values are read again after this long, should a change of one have gone unnoticed.
@@ -55,12 +57,19 @@ pub(crate) async fn secrets(
 ) -> Result<Secrets, Error> {
     let uses = build::secret_uses(cluster);
     let now = clock::now();
-    if let Some(secrets) = &record.secrets
+    let generation = snapshot.cluster.generation;
+    if let Some(secrets) = &mut record.secrets
         && secrets.uses == uses
         && now.saturating_sub(secrets.read_at) < AGE_MAX
+        && record.secrets_due.is_none_or(|due| now < due && secrets.generation == generation)
     {
+        if record.secrets_due.is_none() {
+            secrets.generation = generation;
+        }
         return Ok(secrets.clone());
     }
+    // What cannot be read now is read by the next reconcile.
+    (record.secrets, record.secrets_due) = (None, None);
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace);
     let generated = build::generated_secrets(cluster);
     let (mut read, mut absent, mut failed) = (BTreeMap::new(), BTreeSet::new(), None);
@@ -93,7 +102,7 @@ pub(crate) async fn secrets(
     if let Some(error) = failed {
         return Err(error);
     }
-    let secrets = summary(uses, &read, now)?;
+    let secrets = Secrets { generation, ..summary(uses, &read, now)? };
     record.secrets = Some(secrets.clone());
     Ok(secrets)
 }
@@ -190,7 +199,7 @@ fn summary(
         let values = values.iter().map(|(used, value)| (used.variable, *value));
         hash = Some(build::secrets_hash(key, values));
     }
-    Ok(Secrets { hash, uses, read_at })
+    Ok(Secrets { hash, uses, read_at, generation: None })
 }
 
 /// The public halves of the signing keys; none if there is no key that can sign, and `None` if that could not be found out.

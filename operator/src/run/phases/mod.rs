@@ -51,6 +51,8 @@ pub(crate) struct Record {
     scaler: Option<Scaler>,
     applied: BTreeMap<OwnedKey, apply::Applied>,
     secrets: Option<dereference::Secrets>,
+    /// One of the Secrets changed, and all are read again then, or once the specification changes.
+    secrets_due: Option<Duration>,
     /// As last read; stays while it cannot be read.
     api_key: Option<ApiKey>,
     /// Public halves of the signing keys as last read, none if there is no key that can sign; `None` before that is known.
@@ -62,9 +64,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// A Secret that the cluster refers to changed.
-    pub(crate) fn forget_secrets(&mut self) {
-        self.secrets = None;
+    /// A Secret that the cluster refers to changed. Whatever else wakes the cluster before `due`, it goes on with what was read, as
+    /// others may be changed with it, and pods are to be replaced once for all.
+    pub(crate) fn secrets_changed(&mut self, due: Duration) {
+        self.secrets_due = Some(self.secrets_due.map_or(due, |before| before.min(due)));
+    }
+
+    #[cfg(test)]
+    fn forget_secrets(&mut self) {
+        self.secrets_changed(Duration::ZERO);
     }
 
     /// When the cluster is to be looked at in any case.

@@ -262,6 +262,28 @@ async fn a_new_secret_rolls_the_pods_once_and_shows_nothing_of_its_value() {
 }
 
 #[tokio::test]
+async fn secrets_that_change_together_are_read_together_whatever_else_happens() {
+    let mut world = settled().await;
+    let later = crate::run::clock::now() + Duration::from_secs(60);
+    world.secret("postgres://two");
+    world.record.secrets_changed(later);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), Vec::<String>::new());
+    // With the specification at once, and then not again.
+    world.edit_spec(|spec| spec["resources"] = json!({ "requests": { "cpu": "2" } }));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.writes(), ["PATCH statefulsets/demo", "PATCH demo/status"]);
+    let hash = |world: &World| {
+        let workload = world.api.get(WORKLOAD).unwrap();
+        workload["spec"]["template"]["metadata"]["annotations"][build::SECRETS_HASH].clone()
+    };
+    let before = hash(&world);
+    world.record.forget_secrets();
+    world.reconcile().await.unwrap();
+    assert_eq!(hash(&world), before);
+}
+
+#[tokio::test]
 async fn a_signing_key_is_made_once_and_belongs_to_nobody() {
     let mut world = settled().await;
     let key = world.api.get(SIGNING_KEY).unwrap();
