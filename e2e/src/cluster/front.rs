@@ -61,6 +61,8 @@ pub enum Fault {
     Delay(Duration),
     /// It is never answered.
     Hang,
+    /// A watch begins well, and then says that what it would go on from is no longer there (410).
+    Expire,
 }
 
 /// Which requests a fault is for.
@@ -70,7 +72,7 @@ pub struct Rule {
     pub method: &'static str,
     /// What the path contains; empty: all.
     pub path: String,
-    /// Whether watches are meant as well.
+    /// Whether watches are meant, and nothing else, or all but watches.
     pub watches: bool,
     /// How many requests it is for.
     pub times: usize,
@@ -85,6 +87,12 @@ impl Rule {
         Self { method, path: path.to_owned(), watches: false, times: usize::MAX, fault }
     }
 
+    /// All watches.
+    #[must_use]
+    pub fn watches(fault: Fault) -> Self {
+        Self { watches: true, ..Self::new("GET", "", fault) }
+    }
+
     /// Only the first so many.
     #[must_use]
     pub fn times(self, times: usize) -> Self {
@@ -95,7 +103,7 @@ impl Rule {
         self.times > 0
             && (self.method.is_empty() || self.method == seen.method)
             && seen.path.contains(&self.path)
-            && (self.watches || !seen.is_watch())
+            && self.watches == seen.is_watch()
     }
 }
 
@@ -226,6 +234,10 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
         Some(Fault::Refuse(status)) => return refusal(status),
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
         Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Expire) => {
+            let event = json!({ "type": "ERROR", "object": status(410) });
+            return json_reply(StatusCode::OK, format!("{event}\n"));
+        }
         Some(Fault::LoseReply(_)) | None => {}
     }
     let dropped = shared.dropped.subscribe();
@@ -274,22 +286,32 @@ fn until_dropped(body: Body, mut dropped: watch::Receiver<u64>) -> Body {
 }
 
 /// As the API server words it.
-fn refusal(status: u16) -> Response<Body> {
-    let reason = match status {
+fn status(code: u16) -> serde_json::Value {
+    let reason = match code {
         409 => "Conflict",
+        410 => "Expired",
         429 => "TooManyRequests",
         503 => "ServiceUnavailable",
         504 => "Timeout",
         _ => "InternalError",
     };
-    let body = json!({
+    json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": "injected by the test", "reason": reason, "code": status,
-    });
-    let mut reply = Response::new(Body::from(body.to_string()));
-    *reply.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        "message": "injected by the test", "reason": reason, "code": code,
+    })
+}
+
+fn json_reply(status: StatusCode, body: String) -> Response<Body> {
+    let mut reply = Response::new(Body::from(body));
+    *reply.status_mut() = status;
     reply.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
-    if status == 429 {
+    reply
+}
+
+fn refusal(code: u16) -> Response<Body> {
+    let http_status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut reply = json_reply(http_status, status(code).to_string());
+    if code == 429 {
         reply.headers_mut().insert("retry-after", http::HeaderValue::from_static("1"));
     }
     reply

@@ -56,9 +56,21 @@ fn an_embedded_database_serves_its_pods_and_keeps_what_they_committed() {
     let first = append(&world, 1);
     assert!(has(&first));
 
-    // Its pod is another one, at another address; its volume is the same.
+    // What the pods need of it is put right, and its own pod lives on.
     let pod = || world.space.get::<Pod>(DATABASE).unwrap();
     let before = pod().unwrap().uid();
+    let objects: Vec<String> =
+        world.owned().into_iter().filter(|object| object.contains("/trades-database")).collect();
+    for object in objects.iter().filter(|object| !object.starts_with("secret")) {
+        world.drift(object);
+        world.lose(object);
+    }
+    assert!(objects.iter().any(|object| object.starts_with("statefulset")), "{objects:?}");
+    let kept = ["spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted"];
+    world.drift_field("statefulset/trades-database", &kept, &serde_json::json!("Delete"));
+    assert_eq!(pod().unwrap().uid(), before);
+
+    // Its pod is another one, at another address; its volume is the same.
     world.space.delete::<Pod>(DATABASE).unwrap();
     world.wait("another pod of the database", IN_TIME, || {
         pod().is_some_and(|pod| pod.uid() != before && is_ready(&pod))

@@ -136,6 +136,39 @@ impl Installed {
         Habits { spool: true, api_key: Some(self.api_key(name)), ..Habits::default() }
     }
 
+    /// Somebody changes a label of one of the operator's objects; waits until it is as it was.
+    pub(crate) fn drift(&self, object: &str) {
+        let name = r"jsonpath={.metadata.labels.app\.kubernetes\.io/name}";
+        let label = || self.space.kubectl(&["get", object, "-o", name]);
+        let right = label().unwrap();
+        self.space.kubectl(&["label", "--overwrite", object, "app.kubernetes.io/name=drifted"]).unwrap();
+        let is_right = || label().is_ok_and(|now| now == right);
+        self.wait(&format!("{object} to be put right"), SOON, is_right);
+    }
+
+    /// Somebody sets a field of one of the operator's objects, `from` what is asserted; waits until it is as it was.
+    pub(crate) fn drift_field(&self, object: &str, path: &[&str], to: &serde_json::Value) {
+        let shown = format!("jsonpath={{.{}}}", path.join("."));
+        let value = || self.space.kubectl(&["get", object, "-o", &shown]);
+        let right = value().unwrap();
+        let patch = path.iter().rev().fold(to.clone(), |inner, name| serde_json::json!({ *name: inner }));
+        let patched =
+            self.space.kubectl(&["patch", object, "--type=merge", "-p", &patch.to_string(), "-o", &shown]);
+        assert_ne!(patched.unwrap(), right, "{object} did not drift");
+        self.wait(&format!("{shown} of {object} to be put right"), SOON, || {
+            value().is_ok_and(|now| now == right)
+        });
+    }
+
+    /// Somebody deletes one of the operator's objects; waits until it is made again.
+    pub(crate) fn lose(&self, object: &str) {
+        let id = || self.space.kubectl(&["get", object, "-o", "jsonpath={.metadata.uid}"]);
+        let before = id().unwrap();
+        // Pods of a workload live on; they need not be waited for.
+        self.space.kubectl(&["delete", object, "--wait=false", "--cascade=orphan"]).unwrap();
+        self.wait(&format!("{object} to be made again"), SOON, || id().is_ok_and(|now| now != before));
+    }
+
     /// Everything that the operator has made, as `kind/name`.
     pub(crate) fn owned(&self) -> Vec<String> {
         let kinds =

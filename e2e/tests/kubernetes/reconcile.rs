@@ -19,13 +19,16 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
     let _alone = crate::alone();
     let world = Installed::new("drift", false);
     let operator = world.operator();
-    world.create("trades", &fixed(2));
+    world.space.define_foreign("monitoring.coreos.com", "ServiceMonitor").unwrap();
+    world.create("trades", &format!("{}  monitoring: {{serviceMonitor: true, dashboard: true}}\n", fixed(2)));
     world.wait_until_ready("trades");
     world.wait_for_pods("trades", 2);
     world.wait_for_condition("trades", "Progressing", "False");
+    world.wait_for_condition("trades", "Monitored", "True");
     // A pod that was measured before it had reached its database is told about up to ten seconds later.
     world.wait_for_condition("trades", "DatabaseReachable", "True");
     let owned = world.owned();
+    assert!(owned.contains(&"configmap/trades-dashboard".to_owned()), "{owned:?}");
     for kind in [
         "statefulset",
         "configmap",
@@ -53,15 +56,24 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(writes(&operator), [""; 0], "written by a second reconcile");
 
-    // Somebody changes each object, and deletes each but the key and the workload.
-    for object in owned.iter().filter(|object| !object.starts_with("secret")) {
-        let name = r"jsonpath={.metadata.labels.app\.kubernetes\.io/name}";
-        let label = || world.space.kubectl(&["get", object, "-o", name]);
-        let right = label().unwrap();
-        world.space.kubectl(&["label", "--overwrite", object, "app.kubernetes.io/name=drifted"]).unwrap();
-        let is_right = || label().is_ok_and(|now| now == right);
-        world.wait(&format!("{object} to be put right"), SOON, is_right);
+    // Somebody changes each object, and deletes each but the key.
+    let pods = world.pods("trades");
+    let monitor = "servicemonitors.monitoring.coreos.com/trades".to_owned();
+    let objects: Vec<&String> =
+        owned.iter().filter(|object| !object.starts_with("secret")).chain([&monitor]).collect();
+    for object in &objects {
+        world.drift(object);
     }
+    // Volumes that go with the pods, and pods that get no time to drain.
+    world.drift_field(
+        "statefulset/trades",
+        &["spec", "persistentVolumeClaimRetentionPolicy", "whenScaled"],
+        &json!("Delete"),
+    );
+    world.drift_field(&monitor, &["spec", "endpoints"], &json!([]));
+    let dashboard = format!("certeus-{}-trades.json", world.space.name());
+    let empty = json!({ dashboard: "{}" });
+    world.drift_field("configmap/trades-dashboard", &["data"], &empty);
     world
         .space
         .patch::<ConfigMap>("trades-config", &json!({ "data": { "config.yaml": "broken: true\n" } }))
@@ -85,17 +97,17 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
             || world.space.kubectl(&["get", object, "-o", &shown]).is_ok_and(|entry| entry.is_empty());
         world.wait(&format!("the selector of {object} to be put right"), SOON, is_right);
     }
-    for object in
-        owned.iter().filter(|object| !object.starts_with("secret") && !object.starts_with("statefulset"))
-    {
-        let id = || world.space.kubectl(&["get", object, "-o", "jsonpath={.metadata.uid}"]);
-        let before = id().unwrap();
-        world.space.kubectl(&["delete", object, "--wait=false"]).unwrap();
-        world.wait(&format!("{object} to be made again"), SOON, || id().is_ok_and(|now| now != before));
+    for object in objects {
+        world.lose(object);
     }
     let repairs = operator.metric("certeus_operator_drift_repairs_total", &[]).unwrap().unwrap_or(0.0);
     assert!(repairs >= 10.0, "only {repairs} repairs were counted");
     // Nothing of this was the pods' business.
+    world.wait_for_pods("trades", 2);
+    assert_eq!(world.pods("trades"), pods);
+    // But this is: they would be killed before they have drained.
+    let grace = ["spec", "template", "spec", "terminationGracePeriodSeconds"];
+    world.drift_field("statefulset/trades", &grace, &json!(10));
     world.wait_for_pods("trades", 2);
     assert_eq!(world.owned(), owned);
     let log = operator.log();
@@ -114,7 +126,7 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
     let front = operator.front();
     let anything = |fault: Fault| Rule::new("", "", fault);
     type Break<'a> = Box<dyn Fn() + 'a>;
-    let breaks: [(&str, Break<'_>); 7] = [
+    let breaks: [(&str, Break<'_>); 9] = [
         (
             "conflicts",
             Box::new(|| front.inject(Rule::new("PATCH", "/configmaps/", Fault::Refuse(409)).times(2))),
@@ -131,6 +143,21 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
             Box::new(|| front.inject(anything(Fault::Delay(Duration::from_millis(1500))).times(8))),
         ),
         ("dropped watches", Box::new(|| front.drop_watches())),
+        // The API server no longer has what came since: each of the dozen watches has to list anew.
+        (
+            "watches from too long ago",
+            Box::new(|| {
+                front.inject(Rule::watches(Fault::Refuse(410)).times(12));
+                front.drop_watches();
+            }),
+        ),
+        (
+            "watches that expire",
+            Box::new(|| {
+                front.inject(Rule::watches(Fault::Expire).times(12));
+                front.drop_watches();
+            }),
+        ),
     ];
     for (number, (what, break_it)) in breaks.iter().enumerate() {
         let size = 1000 + number;
