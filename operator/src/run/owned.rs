@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use certeus_operator::build::CONTAINER;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -96,7 +97,10 @@ impl Workload {
         let count = |count: Option<i32>| u32::try_from(count.unwrap_or_default()).unwrap_or_default();
         let spec = set.spec.as_ref();
         let template = spec.map(|spec| &spec.template);
-        let container = template.and_then(|template| template.spec.as_ref()?.containers.first());
+        let containers = template.and_then(|template| template.spec.as_ref()).map(|spec| &spec.containers);
+        // Somebody may have put another one before it.
+        let container =
+            containers.and_then(|containers| containers.iter().find(|container| container.name == CONTAINER));
         let annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.clone());
         let replicas = count(spec.and_then(|spec| spec.replicas));
         Self {

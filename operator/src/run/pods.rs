@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use certeus_autoscale::PodPhase;
-use certeus_operator::build::ADMIN_PORT;
-use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition, PodStatus};
+use certeus_operator::build::{ADMIN_PORT, CONTAINER};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
 use tokio::sync::broadcast;
 
 use super::clock;
@@ -108,7 +108,7 @@ fn phase(pod: &Pod) -> PodPhase {
         Some("Failed" | "Succeeded") => return PodPhase::Failed,
         Some(_) | None => return PodPhase::Pending,
     }
-    let container = status.container_statuses.iter().flatten().next();
+    let container = own_container(status);
     let running = container.and_then(|container| container.state.as_ref()).map(running_since);
     let pod_start = status.start_time.as_ref().map(|time| clock::since_unix_epoch(time.0));
     let started_at = match running {
@@ -134,10 +134,15 @@ fn has_run(status: &PodStatus) -> bool {
         return true;
     }
     let started = |state: &ContainerState| state.running.is_some() || state.terminated.is_some();
-    status.container_statuses.iter().flatten().any(|container| {
+    own_container(status).is_some_and(|container| {
         container.restart_count > 0
             || [&container.state, &container.last_state].into_iter().flatten().any(started)
     })
+}
+
+/// The kubelet sorts containers by name, and somebody may have injected others.
+pub(super) fn own_container(status: &PodStatus) -> Option<&ContainerStatus> {
+    status.container_statuses.iter().flatten().find(|container| container.name == CONTAINER)
 }
 
 fn running_since(state: &ContainerState) -> Option<Duration> {
@@ -235,6 +240,25 @@ mod tests {
         check(&[("/status/containerStatuses/0/state", json!({ "waiting": {} }))], PodPhase::Pending);
         let deleted = json!({ "name": "demo-3", "deletionTimestamp": "1970-01-01T00:02:00Z" });
         check(&[("/metadata", deleted)], PodPhase::Draining);
+    }
+
+    #[test]
+    fn a_container_that_somebody_injected_is_not_taken_for_the_pods_own() {
+        let container = |name: &str, state: Value| json!({ "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state });
+        let seen = |theirs: Value, own: Value| {
+            let status = json!({ "phase": "Running", "startTime": "1970-01-01T00:01:00Z",
+                "containerStatuses": [container("cloud-sql-proxy", theirs), container("dataplane", own)] });
+            let pod = json!({ "metadata": { "name": "demo-3" }, "status": status });
+            PodSeen::read(&serde_json::from_value(pod).unwrap()).unwrap()
+        };
+        let runs = |second: u32| json!({ "running": { "startedAt": format!("1970-01-01T00:01:{second}Z") } });
+        let waits = || json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+        let PodPhase::Running { started_at, .. } = seen(runs(10), runs(30)).phase else { panic!("it runs") };
+        assert_eq!(started_at, Duration::from_secs(90));
+        let down = seen(runs(10), waits());
+        assert!(down.phase == PodPhase::Pending && down.crash.is_some());
+        let theirs = seen(waits(), runs(30));
+        assert!(theirs.phase != PodPhase::Pending && theirs.crash.is_none());
     }
 
     #[test]
