@@ -55,13 +55,8 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
         world.space.apply(&spec.replace(&ours, "secretRef: {name: pg-app, key: uri}")).unwrap();
     };
     let store = |region: &str| {
-        world
-            .space
-            .put_secret(
-                "store",
-                &[("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "key"), ("AWS_REGION", region)],
-            )
-            .unwrap()
+        let keys = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "key"), ("AWS_REGION", region)];
+        world.space.put_secret("store", &keys).unwrap();
     };
     store("one");
     apply("");

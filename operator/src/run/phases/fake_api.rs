@@ -16,6 +16,8 @@ use crate::run::owned::{OwnedKey, Seen, Workload, kind_name};
 
 /// Method and path of a request that is to fail, by their parts, and the status.
 type Failure = (Method, &'static str, u16);
+/// Path of an object, and what somebody else does to it.
+type Overtaking = (&'static str, fn(&mut Value));
 
 #[derive(Clone, Default)]
 pub(super) struct FakeApi {
@@ -30,8 +32,8 @@ struct State {
     reads: usize,
     failures: Vec<Failure>,
     keep_lists: bool,
-    /// What somebody else does to the object at this path just before the next write to it.
-    overtaking: Option<(&'static str, fn(&mut Value))>,
+    /// Just before the next write to that object.
+    overtaking: Option<Overtaking>,
 }
 
 impl FakeApi {

@@ -132,6 +132,25 @@ fn a_victim_whose_spool_a_new_operator_never_saw_stays_until_it_ran() {
     assert_eq!((sim.count(), sim.removed_with_spool), (1, 0));
 }
 
+/// It was needed after all, and then was not.
+#[test]
+fn a_pod_that_is_to_go_while_it_returns_to_service_goes() {
+    let (two, four) = (ONE.replace('1', "2"), ONE.replace('1', "4"));
+    let mut sim = Sim::new(&four, 4, 0.1);
+    sim.pods.get_mut(&3).unwrap().manner = Manner::Stuck;
+    sim.run(5);
+    sim.configure(&two);
+    sim.run(10);
+    sim.configure(&four);
+    sim.run(1);
+    // Drained as it was, it has to restart for that.
+    assert_eq!(sim.drains()[0], ("demo-2".into(), DrainState::Cancelling));
+    sim.pods.get_mut(&3).unwrap().manner = Manner::Healthy;
+    sim.configure(&two);
+    sim.run(90);
+    assert_eq!((sim.count(), sim.drains()), (2, vec![]));
+}
+
 #[test]
 fn a_victim_that_cannot_read_its_spool_is_not_asked_to_drain() {
     let mut sim = new_operator(|pod| (pod.ready, pod.manner) = (true, Manner::Unread));

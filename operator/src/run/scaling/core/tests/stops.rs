@@ -110,20 +110,6 @@ fn a_pod_that_cannot_come_back_can_be_given_up_by_hand() {
     assert_eq!((sim.count(), sim.noted.len()), (1, 0));
 }
 
-/// It was needed after all, and then was not.
-#[test]
-fn a_pod_that_is_to_go_while_it_returns_to_service_goes() {
-    let mut sim = Sim::new(FOUR, 4, 0.1);
-    sim.run(5);
-    sim.configure("autoscaling: { enabled: false }\n  replicas: 3");
-    sim.run(2);
-    sim.configure(FOUR);
-    sim.run(1);
-    sim.configure("autoscaling: { enabled: false }\n  replicas: 3");
-    sim.run(90);
-    assert_eq!((sim.count(), sim.drains()), (3, vec![]));
-}
-
 /// What may happen to a cluster that is stopped and started.
 #[derive(Clone, Debug)]
 enum Event {
