@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::clock;
+use super::pods::own_container;
 
 /// Restarts after which a container that has not become ready since is said to crash, though it runs for the moment.
 const CRASH_RESTARTS_MIN: i32 = 2;
@@ -142,7 +143,7 @@ fn crash(status: &PodStatus, phase: PodPhase) -> Option<(Kind, String)> {
         PodPhase::Running { ready, started_at, ready_changed_at } => ready || ready_changed_at > started_at,
         PodPhase::Pending | PodPhase::Draining | PodPhase::Failed => false,
     };
-    let container = status.container_statuses.iter().flatten().next()?;
+    let container = own_container(status)?;
     let state = container.state.as_ref()?;
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let ended = state.terminated.as_ref().or(last);
