@@ -166,6 +166,21 @@ impl Kubelet {
         self.signal(pod, Signal::CONT)
     }
 
+    /// As if the pod's node were gone for good: its process ends, nobody says so, and nobody ends the object.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn lose(&self, pod: &str) -> Result<()> {
+        let (task, process) = {
+            let slots = self.shared.slots();
+            let slot = slots.get(pod).with_context(|| format!("there is no pod {pod}"))?;
+            (slot.task.clone(), Arc::clone(&slot.process))
+        };
+        abort(&[&task]);
+        drop(lock(&process).take());
+        Ok(())
+    }
+
     fn signal(&self, pod: &str, signal: Signal) -> Result<()> {
         let slots = self.shared.slots();
         let slot = slots.get(pod).with_context(|| format!("there is no pod {pod}"))?;
@@ -190,13 +205,7 @@ impl std::fmt::Debug for Kubelet {
 impl Drop for Kubelet {
     fn drop(&mut self) {
         let slots = std::mem::take(&mut *self.shared.slots());
-        let tasks = slots.values().map(|slot| &slot.task).chain(&self.tasks);
-        tasks.clone().for_each(AbortHandle::abort);
-        // What a task is about to start, it has noted when it ends.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !tasks.clone().all(AbortHandle::is_finished) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        abort(&slots.values().map(|slot| &slot.task).chain(&self.tasks).collect::<Vec<_>>());
         for slot in slots.values() {
             drop(lock(&slot.process).take());
         }
@@ -359,6 +368,15 @@ impl Shared {
                 return address;
             }
         }
+    }
+}
+
+/// Ends tasks. What one is about to start, it has noted when it ends.
+fn abort(tasks: &[&AbortHandle]) {
+    tasks.iter().for_each(|task| task.abort());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !tasks.iter().all(|task| task.is_finished()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

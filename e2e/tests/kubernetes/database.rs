@@ -1,8 +1,5 @@
 //! The embedded database as a pod, beside the pods that need it.
 
-use std::time::Duration;
-
-use certeus_e2e::http::{Client, Exchange, Reply, Request};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 
@@ -19,22 +16,13 @@ spec:
 ";
 const DATABASE: &str = "trades-database-0";
 
-fn ask(world: &Installed, method: &str, path: &str, body: &str) -> Option<Reply> {
-    let authorization = format!("Bearer {}", world.api_key("trades"));
-    let headers = [("content-type", "application/json"), ("authorization", &authorization[..])];
-    let request = Request { method, path, headers: &headers, body: body.as_bytes() };
-    match Client::new(Duration::from_secs(30)).send(world.kubelet.api_of("trades-0")?, &request) {
-        Exchange::Reply(reply) => Some(reply),
-        Exchange::NotSent | Exchange::Lost => None,
-    }
-}
-
 /// Appends an event that must be committed; gives its id.
 fn append(world: &Installed, n: u32) -> String {
     let body = format!("{{\"type\":\"database.test\",\"timestamp\":{},\"n\":{n}}}", 1_769_860_800 + n);
     let mut committed = None;
     world.wait("an append", IN_TIME, || {
-        committed = ask(world, "POST", "/v1/ledger/events", &body).filter(|reply| reply.status == 201);
+        committed =
+            world.send("trades-0", "POST", "/v1/ledger/events", &body).filter(|reply| reply.status == 201);
         committed.is_some()
     });
     let receipt = committed.unwrap().json();
@@ -51,7 +39,9 @@ fn an_embedded_database_serves_its_pods_and_keeps_what_they_committed() {
     let (reason, message) = world.wait_for_condition("trades", "EmbeddedDatabase", "True");
     assert_eq!(reason, "NotForProduction", "{message}");
     let has = |id: &str| {
-        ask(&world, "GET", &format!("/v1/ledger/events/{id}"), "").is_some_and(|reply| reply.status == 200)
+        world
+            .send("trades-0", "GET", &format!("/v1/ledger/events/{id}"), "")
+            .is_some_and(|reply| reply.status == 200)
     };
     let first = append(&world, 1);
     assert!(has(&first));

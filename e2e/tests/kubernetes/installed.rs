@@ -7,10 +7,13 @@ use certeus_e2e::cluster::guard::Guard;
 use certeus_e2e::cluster::kubelet::Kubelet;
 use certeus_e2e::cluster::operator::{Operator, install};
 use certeus_e2e::cluster::space::Space;
+use certeus_e2e::http::{Client, Exchange, Reply, Request};
 use certeus_e2e::postgres::{Postgres, Sql};
 use certeus_e2e::programs;
 use certeus_e2e::recorder::Habits;
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 /// For what takes some reconciles and no pods.
@@ -108,15 +111,65 @@ impl Installed {
 
     /// Waits for a condition of a cluster; gives its reason and message.
     pub(crate) fn wait_for_condition(&self, name: &str, kind: &str, status: &str) -> (String, String) {
+        let found = self.find_condition(name, kind, status, |_| true);
+        (found.reason, found.message)
+    }
+
+    /// Waits until a condition has this reason; gives its message.
+    pub(crate) fn wait_for_reason(&self, name: &str, kind: &str, status: &str, reason: &str) -> String {
+        self.find_condition(name, kind, status, |found| found.reason == reason).message
+    }
+
+    fn find_condition(
+        &self,
+        name: &str,
+        kind: &str,
+        status: &str,
+        is_it: impl Fn(&Condition) -> bool,
+    ) -> Condition {
         let find = |cluster: &LedgerCluster| {
-            let conditions = cluster.status.as_ref()?.conditions.clone();
-            conditions.into_iter().find(|condition| condition.type_ == kind && condition.status == status)
+            let mut conditions = cluster.status.as_ref()?.conditions.iter();
+            let found =
+                conditions.find(|found| found.type_ == kind && found.status == status && is_it(found));
+            found.cloned()
         };
         let what = format!("{kind}={status} of {name}");
         let is_so = |cluster: Option<&LedgerCluster>| cluster.and_then(find).is_some();
         let cluster = self.space.wait(&what, name, IN_TIME, is_so).unwrap();
-        let condition = cluster.as_ref().and_then(find).unwrap();
-        (condition.reason, condition.message)
+        cluster.as_ref().and_then(find).unwrap()
+    }
+
+    /// A condition as it is now: status and reason.
+    pub(crate) fn condition(&self, name: &str, kind: &str) -> (String, String) {
+        let status =
+            self.space.get::<LedgerCluster>(name).unwrap().and_then(|cluster| cluster.status).unwrap();
+        let found = status.conditions.into_iter().find(|found| found.type_ == kind).unwrap();
+        (found.status, found.reason)
+    }
+
+    /// What Events tell of a cluster: type, reason and text of each, in no order.
+    pub(crate) fn events(&self, name: &str) -> Vec<(String, String, String)> {
+        let events = self.space.list::<Event>("").unwrap().into_iter();
+        let of_it = events.filter(|event| {
+            let regarding = event.regarding.as_ref();
+            regarding.is_some_and(|about| {
+                about.kind.as_deref() == Some("LedgerCluster") && about.name.as_deref() == Some(name)
+            })
+        });
+        let text = Option::<String>::unwrap_or_default;
+        of_it.map(|event| (text(event.type_), text(event.reason), text(event.note))).collect()
+    }
+
+    /// A request to a pod of a cluster, with the generated key; `None` without a reply.
+    pub(crate) fn send(&self, pod: &str, method: &str, path: &str, body: &str) -> Option<Reply> {
+        let (cluster, _ordinal) = pod.rsplit_once('-')?;
+        let authorization = format!("Bearer {}", self.api_key(cluster));
+        let headers = [("content-type", "application/json"), ("authorization", &authorization[..])];
+        let request = Request { method, path, headers: &headers, body: body.as_bytes() };
+        match Client::new(SOON).send(self.kubelet.api_of(pod)?, &request) {
+            Exchange::Reply(reply) => Some(reply),
+            Exchange::NotSent | Exchange::Lost => None,
+        }
     }
 
     /// Name and unique id of each pod.

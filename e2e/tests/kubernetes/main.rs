@@ -4,6 +4,7 @@
 
 mod access;
 mod alert_rules;
+mod conditions;
 mod database;
 mod deletion;
 mod installed;

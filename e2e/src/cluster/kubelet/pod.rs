@@ -23,7 +23,8 @@ use crate::cluster::guard::Process;
 const TICK: Duration = Duration::from_millis(50);
 /// How soon something that a pod waits for is looked for again.
 const PREPARE_AGAIN: Duration = Duration::from_millis(500);
-/// A kubelet waits for 10 s first and 300 s at most; tests have less patience.
+/// What ended once is started again at once, and then with pauses. A kubelet's are 10 s first and 300 s at most; tests have less
+/// patience.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A container that ran for so long starts again without delay.
@@ -72,7 +73,7 @@ enum End {
 
 impl Life {
     async fn live(&mut self) {
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = Duration::ZERO;
         loop {
             let Some(launch) = self.prepare().await else { return self.finish().await };
             let begun = Instant::now();
@@ -89,16 +90,20 @@ impl Life {
                     }
                 }
             }
-            self.view.restarts += 1;
-            if begun.elapsed() > BACKOFF_RESET {
-                backoff = BACKOFF_FIRST;
-            }
-            self.view.wait(&Waiting("CrashLoopBackOff", self.view.message.clone()));
             self.report().await;
-            if !self.pause(backoff).await {
-                return self.finish().await;
+            if begun.elapsed() > BACKOFF_RESET {
+                backoff = Duration::ZERO;
             }
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            if !backoff.is_zero() {
+                self.view.wait(&Waiting("CrashLoopBackOff", self.view.message.clone()));
+                self.report().await;
+                if !self.pause(backoff).await {
+                    return self.finish().await;
+                }
+            }
+            backoff = (backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
+            // Counted as they are started, not as they end.
+            self.view.restarts += 1;
         }
     }
 
