@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondit
 use tokio::sync::broadcast;
 
 use super::clock;
-use super::trouble::Trouble;
+use super::trouble::{Kind, Trouble};
 use crate::admin::{self, Admin, ApiKey};
 
 /// Label of a pod that names its cluster.
@@ -56,6 +56,8 @@ pub(crate) struct PodSeen {
     pub(crate) ip: Option<IpAddr>,
     /// Where it is in its life; times are those of [`clock`].
     pub(crate) phase: PodPhase,
+    /// When it is to be gone at the latest if it is being deleted: its grace period is over then.
+    pub(crate) gone_by: Option<Duration>,
     /// A process of it was started, as far as its status tells: it may have written to its volume.
     pub(crate) has_run: bool,
     /// What keeps it from its work. Of most pods nothing, so that is what takes no room.
@@ -67,6 +69,11 @@ pub(crate) struct PodSeen {
 }
 
 impl PodSeen {
+    /// Its container ends each time soon after it is started.
+    pub(crate) fn crashes(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| matches!(trouble.kind, Kind::Crash { .. }))
+    }
+
     /// Where to ask it.
     ///
     /// # Errors
@@ -88,6 +95,7 @@ impl PodSeen {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             ip: status.and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
             phase,
+            gone_by: pod.metadata.deletion_timestamp.as_ref().map(|time| clock::since_unix_epoch(time.0)),
             has_run: status.is_some_and(has_run),
             trouble: Trouble::read(pod, phase, clock::now()).map(Box::new),
             revision: label("controller-revision-hash"),
@@ -222,7 +230,9 @@ mod tests {
         }
         let seen = PodSeen::read(&serde_json::from_value(pod).unwrap()).unwrap();
         assert_eq!(seen.phase, expected);
-        assert_eq!((seen.ordinal, seen.ip), (3, Some("10.0.0.7".parse().unwrap())));
+        let gone_by = (expected == PodPhase::Draining).then_some(Duration::from_secs(120));
+        let ip = Some("10.0.0.7".parse().unwrap());
+        assert_eq!((seen.ordinal, seen.ip, seen.gone_by), (3, ip, gone_by));
     }
 
     #[test]

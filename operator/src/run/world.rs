@@ -268,6 +268,7 @@ mod tests {
             ordinal: 0,
             ip: None,
             phase,
+            gone_by: None,
             has_run: true,
             trouble: None,
             revision: None,

@@ -362,6 +362,7 @@ fn pending(ordinal: u32, trouble: Option<Trouble>) -> PodSeen {
         ordinal,
         ip: None,
         phase: PodPhase::Pending,
+        gone_by: None,
         has_run: true,
         trouble: trouble.map(Box::new),
         revision: None,

@@ -30,8 +30,8 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 const STRAY_AFTER: Duration = Duration::from_secs(30);
 /// A drained pod that gives no sign this often in a row is no longer taken for drained.
 const SILENT_MAX: u32 = 3;
-/// Three times a pod's grace period: nobody ends it any more, as its node is gone.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(180);
+/// A pod whose node lives is gone within seconds of the end of its grace period. Past it nobody ends it any more.
+const LEAVE_SLACK: Duration = Duration::from_secs(30);
 
 /// What a pod is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ pub(crate) enum DrainState {
     Cancelling,
     /// It is being deleted already.
     Leaving,
-    /// It is being deleted, and has not gone in [`LEAVE_TIMEOUT`].
+    /// It is being deleted, and has not gone [`LEAVE_SLACK`] after its grace period.
     Hanging,
     /// No process of it runs, and its volume is empty.
     Absent,
@@ -288,7 +288,13 @@ impl Drains {
         let spooled = self.volumes.is_spooled(ordinal);
         let uid = pod.map_or("", |pod| pod.uid.as_str());
         let drain = drain_of(&mut self.drains, now, ordinal, uid);
-        match pod.map_or(PodPhase::Failed, |pod| pod.phase) {
+        let phase = match pod {
+            None => PodPhase::Failed,
+            // What crashes runs for a moment now and then, and says nothing.
+            Some(pod) if pod.crashes() && scrapes.latest(ordinal).is_err() => PodPhase::Pending,
+            Some(pod) => pod.phase,
+        };
+        match phase {
             // Without a process there is nothing to ask. The volume is kept, but what is on it would wait unseen.
             PodPhase::Pending | PodPhase::Failed => {
                 drain.asked = false;
@@ -297,11 +303,10 @@ impl Drains {
                 return None;
             }
             PodPhase::Draining => {
-                let hangs = now.saturating_sub(drain.since) >= LEAVE_TIMEOUT;
-                match drain.state {
-                    DrainState::Drained | DrainState::Hanging => {}
-                    DrainState::Leaving if hangs => drain.enter(DrainState::Hanging, now),
-                    _ => drain.enter(DrainState::Leaving, now),
+                let gone_by = pod.and_then(|pod| pod.gone_by);
+                let hangs = gone_by.is_some_and(|gone_by| now.saturating_sub(gone_by) >= LEAVE_SLACK);
+                if drain.state != DrainState::Drained {
+                    drain.enter(if hangs { DrainState::Hanging } else { DrainState::Leaving }, now);
                 }
                 return None;
             }

@@ -38,6 +38,7 @@ pub(super) fn pod(ordinal: u32) -> PodSeen {
         ordinal,
         ip: Some([127, 0, 0, 1].into()),
         phase: PodPhase::Running { ready: true, started_at: long_ago, ready_changed_at: long_ago },
+        gone_by: None,
         has_run: true,
         trouble: None,
         revision: None,

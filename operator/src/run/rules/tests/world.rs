@@ -184,6 +184,7 @@ impl World {
             ip: Some(ip),
             // Not ready: its database may be away.
             phase: PodPhase::Running { ready: false, started_at: at, ready_changed_at: at },
+            gone_by: None,
             has_run: true,
             trouble: None,
             revision: None,

@@ -13,6 +13,7 @@ use super::super::DrainState;
 use super::super::drain::{Ask, NoReply, PodDrain, PodState, Request};
 use super::super::fixtures::{Page, START, pod, shared_cluster};
 use super::*;
+use crate::run::pods::Crash;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -44,6 +45,8 @@ struct SimPod {
     /// Its process runs.
     ready: bool,
     has_run: bool,
+    /// It ends again and again.
+    crashes: bool,
 }
 
 /// A cluster and its operator.
@@ -59,8 +62,8 @@ struct Sim {
     /// The database replays spools.
     database: bool,
     held: bool,
-    /// A pod that is being deleted, and does not end.
-    leaving: Option<u32>,
+    /// A pod that is being deleted and does not end, and when it should have.
+    leaving: Option<(u32, Duration)>,
     /// Ordinals in the order they were asked to drain.
     drained: Vec<u32>,
     removed_with_spool: usize,
@@ -126,6 +129,7 @@ impl Sim {
                     until: START,
                     ready: true,
                     has_run: true,
+                    crashes: false,
                 }
             });
         }
@@ -145,8 +149,11 @@ impl Sim {
             if !sim.ready {
                 seen.phase = PodPhase::Pending;
             }
-            if self.leaving == Some(*ordinal) {
-                seen.phase = PodPhase::Draining;
+            if sim.crashes {
+                seen.crash = Some(Box::new(Crash { exit_code: Some(1), message: String::new() }));
+            }
+            if let Some((_, gone_by)) = self.leaving.filter(|(leaving, _)| leaving == ordinal) {
+                (seen.phase, seen.gone_by) = (PodPhase::Draining, Some(gone_by));
             }
             seen
         };

@@ -210,13 +210,33 @@ fn a_victim_that_was_empty_when_it_was_heard_last_goes_without_a_process() {
 }
 
 #[test]
-fn a_victim_that_does_not_end_is_told() {
+fn a_victim_that_crashes_is_down_also_while_it_runs_for_a_moment() {
+    let mut sim = new_operator(|pod| (pod.spool, pod.crashes, pod.manner) = (7, true, Manner::Silent));
+    sim.run(10);
+    let mut down = |ready, crashes| {
+        let pod = sim.pods.get_mut(&2).unwrap();
+        (pod.ready, pod.crashes) = (ready, crashes);
+        sim.reconcile();
+        sim.run(2);
+        sim.drains()[1].1 == DrainState::Down
+    };
+    assert!(down(false, true) && down(true, true) && down(false, true));
+    assert!(!down(true, false));
+}
+
+#[test]
+fn a_victim_that_does_not_end_when_its_grace_period_is_over_is_told() {
     let mut sim = new_operator(|_| {});
-    sim.leaving = Some(2);
+    // Somebody gave it more time than is usual.
+    sim.leaving = Some((2, sim.now + SECOND * 600));
     sim.reconcile();
-    sim.run(60);
+    sim.run(600);
     assert_eq!(sim.drains()[1].1, DrainState::Leaving);
-    sim.run(180);
+    sim.run(60);
     assert_eq!((sim.count(), &sim.drains()[1].1), (3, &DrainState::Hanging));
     assert!(sim.core.advice().draining[1].state.needs_help());
+    // The next operator need not wait.
+    sim.restart();
+    sim.run(1);
+    assert_eq!(sim.drains()[1].1, DrainState::Hanging);
 }
