@@ -7,6 +7,7 @@ mod alert_rules;
 mod conditions;
 mod database;
 mod deletion;
+mod drains;
 mod installed;
 mod load;
 mod ownership;

@@ -266,9 +266,9 @@ mod tests {
         let PodPhase::Running { started_at, .. } = seen(runs(10), runs(30)).phase else { panic!("it runs") };
         assert_eq!(started_at, Duration::from_secs(90));
         let down = seen(runs(10), waits());
-        assert!(down.phase == PodPhase::Pending && down.crash.is_some());
+        assert!(down.phase == PodPhase::Pending && down.crashes());
         let theirs = seen(waits(), runs(30));
-        assert!(theirs.phase != PodPhase::Pending && theirs.crash.is_none());
+        assert!(theirs.phase != PodPhase::Pending && !theirs.crashes());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! that changes, and never so important that a reconcile fails for it.
 
 use certeus_crds::{GROUP, LastDecision, LedgerClusterStatus, VERSION};
-use certeus_operator::decide::{ConditionReason, ConditionType};
+use certeus_operator::decide::{ConditionReason, ConditionType, ProblemReason};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -19,7 +19,7 @@ pub(crate) struct Told {
     /// Reason and message of the trouble there is; `None` before anything was looked at.
     problem: Option<Option<(&'static str, String)>>,
     /// What pods are in trouble with, also while something worse hides it; `None` before anything was looked at.
-    pods: Option<Option<ConditionReason>>,
+    pods: Option<Option<&'static str>>,
     decision: Option<LastDecision>,
 }
 
@@ -97,7 +97,7 @@ fn problem_event(
     }
 }
 
-/// Of pods that began to crash or cannot start, or that are over it.
+/// Of pods that began to crash, cannot start or cannot drain, or that are over it.
 fn pods_event(
     told: &mut Told,
     before: Option<&LedgerClusterStatus>,
@@ -112,18 +112,70 @@ fn pods_event(
     match (*was, pods_reason(&now)) {
         (before, Some(is)) if before != Some(is) => {
             *was = Some(is);
-            Some(event(EventType::Warning, is.as_str(), "Watch", &now.message))
+            Some(event(EventType::Warning, is, "Watch", &now.message))
         }
         (Some(before), None) if now.status == "False" => {
             *was = None;
-            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{} is over", before.as_str())))
+            Some(event(EventType::Normal, "Recovered", "Watch", &format!("{before} is over")))
         }
         (_, _) => None,
     }
 }
 
-fn pods_reason(degraded: &Condition) -> Option<ConditionReason> {
+fn pods_reason(degraded: &Condition) -> Option<&'static str> {
     use ConditionReason::{ImagePullFailed, PodsCrashing, PodsNotStarted, PodsUnschedulable};
-    let reasons = [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable];
-    reasons.into_iter().find(|reason| reason.as_str() == degraded.reason)
+    let reasons = [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable].map(ConditionReason::as_str);
+    let reasons = reasons.into_iter().chain([ProblemReason::DrainStuck.as_str()]);
+    reasons.into_iter().find(|reason| *reason == degraded.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use ConditionReason as R;
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn status(reason: &str) -> LedgerClusterStatus {
+        let degraded = Condition {
+            type_: ConditionType::Degraded.as_str().to_owned(),
+            status: if reason == R::AsExpected.as_str() { "False" } else { "True" }.to_owned(),
+            reason: reason.to_owned(),
+            message: "why".to_owned(),
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+            observed_generation: None,
+        };
+        LedgerClusterStatus { conditions: vec![degraded], ..LedgerClusterStatus::default() }
+    }
+
+    #[test]
+    fn trouble_of_pods_is_told_once_and_is_over_when_nothing_hides_it_any_more() {
+        let [well, crashing, outage] =
+            [R::AsExpected, R::PodsCrashing, R::DatabaseUnavailable].map(R::as_str);
+        let stuck = ProblemReason::DrainStuck.as_str();
+        let seen = [well, crashing, crashing, outage, crashing, outage, well, well, stuck, stuck, crashing, well];
+        let expected = [
+            "",
+            "PodsCrashing: why",
+            "",
+            "",
+            "",
+            "",
+            "Recovered: PodsCrashing is over",
+            "",
+            "DrainStuck: why",
+            "",
+            "PodsCrashing: why",
+            "Recovered: PodsCrashing is over",
+        ];
+        let mut told = Told::default();
+        let events = seen.map(|reason| {
+            let event = pods_event(&mut told, Some(&status(well)), &status(reason));
+            event.map_or(String::new(), |event| format!("{}: {}", event.reason, event.note.unwrap()))
+        });
+        assert_eq!(events, expected);
+        // By the operator before this one.
+        assert!(pods_event(&mut Told::default(), Some(&status(stuck)), &status(stuck)).is_none());
+    }
 }

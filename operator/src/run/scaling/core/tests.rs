@@ -13,7 +13,7 @@ use super::super::DrainState;
 use super::super::drain::{Ask, NoReply, PodDrain, PodState, Request};
 use super::super::fixtures::{Page, START, pod, shared_cluster};
 use super::*;
-use crate::run::pods::Crash;
+use crate::run::trouble::{Kind, Trouble};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -150,7 +150,7 @@ impl Sim {
                 seen.phase = PodPhase::Pending;
             }
             if sim.crashes {
-                seen.crash = Some(Box::new(Crash { exit_code: Some(1), message: String::new() }));
+                seen.trouble = Some(Box::new(Trouble::new(Kind::Crash { exit_code: Some(1) }, "", Duration::ZERO, Duration::ZERO)));
             }
             if let Some((_, gone_by)) = self.leaving.filter(|(leaving, _)| leaving == ordinal) {
                 (seen.phase, seen.gone_by) = (PodPhase::Draining, Some(gone_by));
