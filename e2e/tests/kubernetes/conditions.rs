@@ -1,7 +1,7 @@
 //! What is wrong with a cluster is told as what it is, with what to do, costs nothing that runs, and is over when it is put right.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::thread;
 
@@ -14,8 +14,7 @@ use serde_json::json;
 use crate::installed::{IN_TIME, Installed, SOON, fixed, pods_of, secret_of};
 
 /// Where nobody listens.
-const NOWHERE: ([u8; 4], u16) = ([127, 0, 0, 1], 1);
-const COUNT: &str = "SELECT count(*) FROM certeus.events";
+pub(crate) const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
 
 /// Identity and restarts of each pod, and the version of what they are made from: all that changes when one is replaced.
 fn generations(world: &Installed, name: &str) -> (Vec<(String, i32)>, Option<i64>) {
@@ -46,6 +45,11 @@ fn wait_until_told(world: &Installed, name: &str, reason: &str, text: &str, expe
 pub(crate) fn append(world: &Installed, pod: &str) -> Option<u16> {
     const EVENT: &str = r#"{"type":"conditions.test","timestamp":1769860800}"#;
     world.send(pod, "POST", "/v1/ledger/events", EVENT).map(|reply| reply.status)
+}
+
+/// How many events are committed.
+pub(crate) fn stored(world: &Installed, name: &str) -> i64 {
+    world.sql(name).query("SELECT count(*) FROM certeus.events", &[]).unwrap()[0].get(0)
 }
 
 /// Where the volume of a cluster's spool is.
@@ -166,10 +170,8 @@ fn pods_that_crash(world: &Installed) {
 /// Spools bridge an outage, but a cluster whose database was never there is not ready.
 fn a_database_that_is_not_there_yet(world: &Installed) {
     let name = "unreached";
-    let way = Proxy::start(SocketAddr::from(NOWHERE)).unwrap();
-    world.sql("postgres").batch(&format!("CREATE DATABASE {name}")).unwrap();
-    let url = world.postgres.url_through(way.address(), name);
-    world.space.put_secret(&secret_of(name), &[("url", &url)]).unwrap();
+    let way = Proxy::start(NOWHERE).unwrap();
+    world.prepare_through(name, way.address());
     world.apply(name, &fixed(1));
     let message = world.wait_for_reason(name, "Ready", "False", "DatabaseNeverReached");
     assert!(message.contains("none has been able to commit"), "{message}");
@@ -183,11 +185,10 @@ fn a_database_that_is_not_there_yet(world: &Installed) {
     world.wait_until_ready(name);
     world.wait_for_reason(name, "DatabaseReachable", "True", "Reachable");
     world.wait_for_reason(name, "Degraded", "False", "AsExpected");
-    let stored = || world.sql(name).query(COUNT, &[]).unwrap()[0].get::<_, i64>(0);
-    world.wait("what was spooled", SOON, || stored() == 1);
+    world.wait("what was spooled", SOON, || stored(world, name) == 1);
 
     // From now on it is an outage.
-    way.set_upstream(SocketAddr::from(NOWHERE));
+    way.set_upstream(NOWHERE);
     way.cut_all(Cut::Both);
     world.wait_for_reason(name, "DatabaseReachable", "False", "Unreachable");
     world.wait_for_reason(name, "Degraded", "True", "DatabaseUnavailable");
@@ -217,8 +218,7 @@ fn an_anchor_that_cannot_be_read(world: &Installed) {
     world.wait_until_ready(name);
     world.wait_for_reason(name, "DatabaseReachable", "True", "Reachable");
     world.wait_for_reason(name, "Degraded", "False", "AsExpected");
-    let stored = || world.sql(name).query(COUNT, &[]).unwrap()[0].get::<_, i64>(0);
-    world.wait("what was spooled", SOON, || stored() == 1);
+    world.wait("what was spooled", SOON, || stored(world, name) == 1);
     // The second line of a checkpoint is the size of the log.
     let anchored = || fs::read_to_string(&anchor).is_ok_and(|text| text.lines().nth(1) == Some("1"));
     world.wait("the anchor of the event", SOON, anchored);
@@ -232,10 +232,10 @@ fn an_anchor_that_cannot_be_read(world: &Installed) {
     world.wait_for_reason(name, "Degraded", "True", "LogUnchecked");
     world.wait_for_reason(name, "Ready", "True", "PodsReady");
     world.wait("a spooled event", SOON, || append(world, "unchecked-0") == Some(202));
-    assert_eq!(stored(), 1);
+    assert_eq!(stored(world, name), 1);
     fs::remove_dir(&anchor).unwrap();
     fs::rename(&kept, &anchor).unwrap();
     world.wait_for_reason(name, "DatabaseReachable", "True", "Reachable");
     world.wait_for_reason(name, "Degraded", "False", "AsExpected");
-    world.wait("what was spooled", SOON, || stored() == 2);
+    world.wait("what was spooled", SOON, || stored(world, name) == 2);
 }

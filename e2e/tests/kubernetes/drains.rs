@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
 
 use certeus_crds::LedgerCluster;
 use certeus_e2e::proxy::{Cut, Proxy};
@@ -10,11 +9,9 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use crate::conditions::{append, volume};
-use crate::installed::{IN_TIME, Installed, SOON, fixed, is_ready, secret_of};
+use crate::conditions::{NOWHERE, append, stored, volume};
+use crate::installed::{IN_TIME, Installed, SOON, fixed, is_ready};
 
-/// Where nobody listens.
-const NOWHERE: ([u8; 4], u16) = ([127, 0, 0, 1], 1);
 const SPOOLED: &str = "holds spooled requests, and serves until the database has them";
 /// Of a pod that fell silent before it was asked to drain, and of one that did after.
 const SILENT: [&str; 2] = [
@@ -51,9 +48,7 @@ fn pods_that_cannot_drain_are_told_hinder_no_other_and_go_when_they_can() {
     let world = Installed::new("stuck", false);
     let operator = world.operator();
     let way = Proxy::start(world.postgres.address()).unwrap();
-    world.sql("postgres").batch("CREATE DATABASE trades").unwrap();
-    let url = world.postgres.url_through(way.address(), "trades");
-    world.space.put_secret(&secret_of("trades"), &[("url", &url)]).unwrap();
+    world.prepare_through("trades", way.address());
     world.apply("trades", &fixed(4));
     world.wait_until_ready("trades");
     world.wait_for_pods("trades", 4);
@@ -62,7 +57,7 @@ fn pods_that_cannot_drain_are_told_hinder_no_other_and_go_when_they_can() {
     world.kubelet.lose("trades-2").unwrap();
     world.space.kubectl(&["delete", "pod", "trades-2", "--grace-period=1", "--wait=false"]).unwrap();
     let lost = world.space.get::<Pod>("trades-2").unwrap().unwrap().uid();
-    way.set_upstream(SocketAddr::from(NOWHERE));
+    way.set_upstream(NOWHERE);
     way.cut_all(Cut::Both);
     world.wait("a spooled event", IN_TIME, || append(&world, "trades-1") == Some(202));
     world.kubelet.freeze("trades-3").unwrap();
@@ -119,8 +114,6 @@ fn pods_that_cannot_drain_are_told_hinder_no_other_and_go_when_they_can() {
     assert_eq!(draining(&world), BTreeMap::new());
     world.wait("the Event of the end", SOON, || told("DrainStuck is over") == 1);
     assert_eq!(told("DrainStuck"), 1, "it was one trouble from the first pod to the last");
-    let sql = world.sql("trades");
-    let stored: i64 = sql.query("SELECT count(*) FROM certeus.events", &[]).unwrap()[0].get(0);
-    assert_eq!(stored, 1, "an acknowledged event was lost or doubled");
+    assert_eq!(stored(&world, "trades"), 1, "an acknowledged event was lost or doubled");
     operator.stop().unwrap();
 }

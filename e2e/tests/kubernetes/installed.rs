@@ -1,5 +1,6 @@
 //! A namespace with all that a ledger needs: definitions, the operator's rights, a PostgreSQL, and a kubelet for the pods.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use certeus_crds::LedgerCluster;
@@ -54,8 +55,14 @@ impl Installed {
 
     /// Makes a cluster's database and the Secret with its URL.
     pub(crate) fn prepare(&self, name: &str) {
+        self.prepare_through(name, self.postgres.address());
+    }
+
+    /// The same with a URL that leads there by another address.
+    pub(crate) fn prepare_through(&self, name: &str, address: SocketAddr) {
         self.sql("postgres").batch(&format!("CREATE DATABASE {name}")).unwrap();
-        self.space.put_secret(&secret_of(name), &[("url", &self.database_url(name))]).unwrap();
+        let url = self.postgres.url_through(address, name);
+        self.space.put_secret(&secret_of(name), &[("url", &url)]).unwrap();
     }
 
     /// What operators say who they are with.
