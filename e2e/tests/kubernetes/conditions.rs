@@ -4,7 +4,9 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
+use certeus_e2e::cluster::front::{Fault, Rule};
 use certeus_e2e::proxy::{Cut, Proxy};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -65,6 +67,7 @@ fn a_secret_that_pods_would_refuse_is_told_and_no_pod_pays_for_it() {
     const SHORT: &str = "hunter3";
     const KEY: &str = "0123456789abcdef0123456789abcdef";
     const KEYS: &str = "callers";
+    const TELLING: Duration = Duration::from_secs(1);
     let _alone = crate::alone();
     let world = Installed::new("secret", false);
     let operator = world.operator();
@@ -74,7 +77,7 @@ fn a_secret_that_pods_would_refuse_is_told_and_no_pod_pays_for_it() {
         let begin =
             format!("key {key:?} of Secret {secret} cannot be used by the pods: it must hold {needed}");
         let mut message = String::new();
-        world.wait(&format!("the refusal of {secret}"), IN_TIME, || {
+        world.wait(&format!("the refusal of {secret}"), SOON, || {
             message = world.wait_for_reason("trades", "Degraded", "True", "SecretInvalid");
             message.starts_with(&begin)
         });
@@ -82,18 +85,22 @@ fn a_secret_that_pods_would_refuse_is_told_and_no_pod_pays_for_it() {
     };
     let (url, api_key) = ("a PostgreSQL URL such as postgres://", "an API key of at least 16 characters");
 
-    // From the beginning: nothing is made that could only crash.
+    // From the beginning: nothing is made that could only crash. One is mended while its refusal is still being told.
     world.prepare("trades");
     put_url(BROKEN);
     put_key(SHORT);
+    let front = operator.front();
+    front.inject(Rule::new("POST", "/events", Fault::Delay(TELLING)).times(1));
     let spec = format!("{}  security: {{apiKeySecretRef: {{name: {KEYS}, key: api}}}}\n", fixed(2));
     world.apply("trades", &spec);
-    let message = wait_for_refusal("url", &secret_of("trades"), url);
+    world.wait("the first refusal", SOON, || front.seen().iter().any(|seen| seen.broken));
+    put_url(&world.database_url("trades"));
+    let message = wait_for_refusal("api", KEYS, api_key);
     assert_eq!(world.wait_for_reason("trades", "Ready", "False", "SecretInvalid"), message);
     world.wait_for_reason("trades", "Progressing", "False", "Blocked");
     wait_until_told(&world, "trades", "SecretInvalid", &message, (1, 0));
-    put_url(&world.database_url("trades"));
-    let message = wait_for_refusal("api", KEYS, api_key);
+    let of_url = world.events("trades").into_iter().filter(|event| event.2.contains(url));
+    assert_eq!(of_url.count(), 1);
     assert_eq!(generations(&world, "trades"), (Vec::new(), None));
     put_key(KEY);
     world.wait_until_ready("trades");

@@ -17,7 +17,7 @@ use super::Scope;
 use super::clock;
 use super::error::{Class, Error};
 use super::lists::{Listing, Lists};
-use super::phases::{Context, Record, reconcile};
+use super::phases::{Context, Record, reconcile, secret_names};
 use super::pods::ObjectKey;
 use super::queue::{Queue, Wake};
 use super::telemetry::{Health, Source};
@@ -244,6 +244,14 @@ impl Controller {
                 self.queue.forget(&key);
                 continue;
             };
+            if let Ok(cluster) = &snapshot.cluster.cluster {
+                // Before they are read: what changes from then on is told.
+                let secrets = secret_names(cluster);
+                if self.referred.get(&key) != Some(&secrets) {
+                    self.world.refer(&key, &secrets);
+                    self.referred.insert(key.clone(), secrets);
+                }
+            }
             let mut record = self.records.remove(&key).unwrap_or_default();
             let context = Arc::clone(&self.context);
             let wake: Arc<dyn Fn() + Send + Sync> = {
@@ -276,15 +284,6 @@ impl Controller {
         if !self.stale.remove(&key) {
             if let Some(due) = self.secrets_changed.remove(&key) {
                 record.secrets_changed(due);
-            }
-            let secrets = record.secrets();
-            if self.referred.get(&key) != Some(&secrets) {
-                self.world.refer(&key, &secrets);
-                self.referred.insert(key.clone(), secrets);
-                // It may have come since it was looked for, when nobody was known to wait for it.
-                if matches!(result, Err(Error::SecretMissing { .. } | Error::SecretKeyMissing { .. })) {
-                    self.queue.wake(&key, Wake::Urgent, clock::now() + SECRET_DELAY);
-                }
             }
             self.records.insert(key.clone(), record);
         }

@@ -43,7 +43,7 @@ pub(crate) struct Secrets {
 const AGE_MAX: Duration = Duration::from_secs(600);
 
 /// The names of all Secrets that `cluster` refers to.
-pub(crate) fn names(cluster: &Cluster) -> BTreeSet<String> {
+pub(crate) fn secret_names(cluster: &Cluster) -> BTreeSet<String> {
     build::secret_uses(cluster).into_iter().map(|used| used.reference.name).collect()
 }
 

@@ -13,7 +13,7 @@ mod fake_api;
 mod secret_values;
 mod status;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ use super::scaling::Scaler;
 use super::telemetry::Metrics;
 use super::world::Snapshot;
 use crate::admin::ApiKey;
+
+pub(crate) use dereference::secret_names;
 
 /// For one reconcile. A first one writes a dozen objects.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -78,12 +80,6 @@ impl Record {
     /// When the cluster is to be looked at in any case.
     pub(crate) fn due(&self) -> Option<Duration> {
         self.due
-    }
-
-    /// The Secrets that the cluster refers to.
-    pub(crate) fn secrets(&self) -> BTreeSet<String> {
-        let names = self.valid.iter().flat_map(|cluster| dereference::names(cluster));
-        names.collect()
     }
 }
 
