@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::autoscaling::{Autoscaling, BAND, FALLBACK_RANGE, MIN_MAX, NO_POLICY, NO_TRIGGER};
 use crate::image::{self, REFERENCE_PATTERN, TAG_PATTERN};
-use crate::sections::{self, BATCH_QUEUE, EVENTS_ARCHIVE, ONE_DATABASE};
+use crate::sections::{self, BATCH_QUEUE, CA_OF_SECRET, EVENTS_ARCHIVE, ONE_DATABASE};
 use crate::status::LedgerClusterStatus;
 use crate::{
     ByteSize, Database, Duration, FieldError, LedgerSettings, Log, Monitoring, Network, Proofs, Retention,
@@ -224,6 +224,8 @@ impl LedgerClusterSpec {
             "spec.database.secretRef",
             ONE_DATABASE,
         );
+        let unused_ca = self.database.ca_secret_ref.is_some() && self.database.secret_ref.is_none();
+        refuse(unused_ca, "spec.database.caSecretRef", CA_OF_SECRET);
 
         self.security.check_relations(&mut refuse);
 

@@ -50,12 +50,19 @@ impl Default for LedgerSettings {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     rule("has(self.secretRef) != self.embedded", ONE_DATABASE).field_path(".secretRef"),
+    rule("!has(self.caSecretRef) || has(self.secretRef)", CA_OF_SECRET).field_path(".caSecretRef"),
 ]))]
 pub struct Database {
     /// Key of a Secret that holds the connection URL, such as `postgres://user:password@host/database`. The Secret that
     /// CloudNativePG makes for its cluster NAME serves as it is: name `NAME-app`, key `uri`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretKeyRef>,
+    /// Key of a Secret that holds the certificates, in PEM, of the authorities that may have signed PostgreSQL's certificate.
+    /// For the CloudNativePG cluster NAME: name `NAME-ca`, key `ca.crt`. With it connections are encrypted, and the
+    /// server's certificate and host name checked against these alone, also where the URL does not ask for it. At most 64 KiB.
+    /// Default: `sslmode=require` or `verify-full` in the URL checks against public authorities, without it nothing is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKeyRef>,
     /// Use a private PostgreSQL that is started with the cluster: one pod with one volume, without backup or standby. For
     /// trying things out, not for production. Default: false.
     #[serde(default)]
@@ -74,6 +81,8 @@ pub struct Database {
 }
 
 pub(crate) const ONE_DATABASE: &str = "exactly one of secretRef and embedded: true must be given";
+
+pub(crate) const CA_OF_SECRET: &str = "caSecretRef needs secretRef: the embedded database has no TLS";
 
 /// The newest release at the time of writing; a later one cannot read its volume without an upgrade of the data.
 fn default_embedded_image() -> String {

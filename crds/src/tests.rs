@@ -166,6 +166,11 @@ fn rules_refuse_the_same_in_cel_and_in_rust() {
             json!({ "database": { "embedded": true, "secretRef": { "name": "db", "key": "url" } } }),
             Some("spec.database.secretRef"),
         ),
+        (json!({ "database": { "secretRef": secret, "caSecretRef": secret } }), None),
+        (
+            json!({ "database": { "embedded": true, "caSecretRef": secret } }),
+            Some("spec.database.caSecretRef"),
+        ),
     ];
     let schema = schema_json(&crds()[0]);
     for (mut spec, refused_at) in cases {

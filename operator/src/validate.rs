@@ -171,7 +171,12 @@ impl Scaling {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseSource {
     /// Its URL is in a Secret.
-    Secret(SecretKeyRef),
+    Secret {
+        /// The URL.
+        url: SecretKeyRef,
+        /// The certificates that it is trusted by.
+        ca: Option<SecretKeyRef>,
+    },
     /// Whoever runs the cluster starts one and gives the pods its URL.
     Embedded {
         /// Its image.
@@ -200,7 +205,7 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         pool_size(&spec.database, spec.ledger.writers, scaling, spec.autoscaling.max, &mut errors)
     });
     let database = match &spec.database.secret_ref {
-        Some(secret_ref) => DatabaseSource::Secret(secret_ref.clone()),
+        Some(url) => DatabaseSource::Secret { url: url.clone(), ca: spec.database.ca_secret_ref.clone() },
         None => DatabaseSource::Embedded { image: spec.database.embedded_image.clone() },
     };
     let (Some(scaling), Some(pool_size), true) = (scaling, pool_size, errors.is_empty()) else {

@@ -51,6 +51,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA certeus TO auditor;
 
 Environment:
   CERTEUS_DB_URL   the database, unless --db is given; an option can be seen by others on the machine
+  CERTEUS_DB_CA    certificates in PEM: the database must have one that these signed, instead of the
+                   system's store: CERTEUS_DB_CA=\"$(cat ca.crt)\"
 
 Exit status:
   0    everything that was looked at is as it was committed and signed
@@ -104,6 +106,8 @@ enum Error {
     Usage(String),
     #[error("the database cannot be used")]
     Database(#[from] certeus_ledger::ConfigError),
+    #[error("CERTEUS_DB_CA")]
+    Ca(#[source] certeus_ledger::ConfigError),
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error("cannot {action} '{}'", path.display())]
@@ -115,7 +119,7 @@ enum Error {
 impl Error {
     fn status(&self) -> u8 {
         match self {
-            Self::Input(_) | Self::Usage(_) | Self::Database(_) => 2,
+            Self::Input(_) | Self::Usage(_) | Self::Database(_) | Self::Ca(_) => 2,
             Self::Audit(error) if error.class() == Class::Invalid => 2,
             Self::Audit(_) | Self::State { .. } | Self::System { .. } => 3,
         }
@@ -174,7 +178,7 @@ fn audit(args: &Args) -> Result<Ending, Error> {
         args.checkpoint.iter().map(|source| Ok((format!("'{source}'"), input::read_or_fetch(source)?)));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let options = Options {
-        database: Database::from_url(&args.db)?,
+        database: database(args)?,
         ledger: args.ledger.clone(),
         origin,
         keys,
@@ -192,6 +196,15 @@ fn audit(args: &Args) -> Result<Ending, Error> {
         .build()
         .map_err(|source| Error::System { action: "start the runtime", source })?;
     runtime.block_on(drive(options, saved, args.state.as_deref()))
+}
+
+fn database(args: &Args) -> Result<Database, Error> {
+    let database = Database::from_url(&args.db)?;
+    match std::env::var("CERTEUS_DB_CA") {
+        Ok(ca) => database.trusting(&ca).map_err(Error::Ca),
+        Err(std::env::VarError::NotPresent) => Ok(database),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Error::Usage("CERTEUS_DB_CA is not UTF-8".to_owned())),
+    }
 }
 
 /// Runs the audit to its end or to a signal, keeps its state, and shows how far it is.

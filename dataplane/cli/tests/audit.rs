@@ -52,11 +52,16 @@ async fn fill(url: &str, archive: Option<&Path>) {
 }
 
 fn audit(dir: &Path, url: &str, arguments: &[&str]) -> Output {
+    audit_trusting(dir, url, None, arguments)
+}
+
+fn audit_trusting(dir: &Path, url: &str, certificates: Option<&str>, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_certeus"))
         .arg("audit")
         .args(arguments)
         .current_dir(dir)
         .env("CERTEUS_DB_URL", url)
+        .envs(certificates.map(|pem| ("CERTEUS_DB_CA", pem)))
         .output()
         .unwrap()
 }
@@ -100,6 +105,16 @@ async fn the_exit_status_and_the_report_say_what_was_found() {
     let away = audit(dir.path(), "postgres://u:hidden@127.0.0.1:1/db", &["--key", &vkey]);
     assert_eq!(away.status.code(), Some(3));
     assert!(!String::from_utf8(away.stderr).unwrap().contains("hidden"));
+    // Certificates to trust are never passed over: this server has no TLS.
+    let authority = include_str!("../../server/tests/ca.crt");
+    for (certificates, status, told) in
+        [(authority, 3, "does not support TLS"), ("hidden", 2, "CERTEUS_DB_CA")]
+    {
+        let refused = audit_trusting(dir.path(), &url, Some(certificates), &["--key", &vkey]);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(status), "{said}");
+        assert!(said.contains(told) && !said.contains("hidden"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

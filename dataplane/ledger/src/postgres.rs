@@ -1,22 +1,23 @@
 //! Connections to PostgreSQL, and what its errors mean for a commit.
 //!
-//! Owns connecting (TCP without Nagle's algorithm, TLS when the URL or the server asks for it) and the session settings that
+//! Owns connecting (TCP without Nagle's algorithm, TLS as `tls.rs` says when the URL, the certificates or the server ask for it) and the session settings that
 //! make "committed" mean "flushed". Never retries: `writer.rs` and `ledger.rs` do.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+mod tls;
+mod url;
+
+use tls::Trust;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -32,9 +33,26 @@ pub enum ConfigError {
     /// The URL cannot be read. It is not repeated, since it holds a password.
     #[error("not a PostgreSQL URL such as postgres://user:password@host:5432/database")]
     Url(#[source] Error),
+    /// A parameter of the URL has no counterpart here.
+    #[error("the parameter {parameter} cannot be used: {instead}")]
+    Parameter {
+        /// Its name.
+        parameter: &'static str,
+        /// What to do instead.
+        instead: &'static str,
+    },
     /// The TLS library refused its settings.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
+    /// What is to be trusted is not a list of certificates.
+    #[error("must be certificates in PEM (BEGIN CERTIFICATE), of which number {number} cannot be read")]
+    Certificates {
+        /// Counted from one.
+        number: usize,
+    },
+    /// The certificates would never be looked at.
+    #[error("cannot be used with sslmode=disable in the URL: remove one of the two")]
+    NoTls,
 }
 
 /// How to connect, parsed once.
@@ -53,31 +71,35 @@ impl std::fmt::Debug for Database {
 impl Database {
     /// From a connection URL.
     ///
-    /// `sslmode=require` checks the server's certificate against the system's store, or the file in `SSL_CERT_FILE`.
-    /// Without it TLS is used when the server has it, and, as everywhere with PostgreSQL, the certificate is not checked.
+    /// `sslmode=require` and `verify-full` check the server's certificate and its host name against the system's store, or
+    /// the file in `SSL_CERT_FILE`. Without them TLS is used when the server has it, and, as everywhere with PostgreSQL, the
+    /// certificate is not checked.
     ///
     /// # Errors
     /// When the URL cannot be read.
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
-        let mut config: Config = url.parse().map_err(ConfigError::Url)?;
+        let mut config = url::parse(url)?;
         config
             .application_name("certeus-dataplane")
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(KEEPALIVE_IDLE)
             .tcp_user_timeout(TCP_USER_TIMEOUT);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(ConfigError::Tls)?;
-        let tls = if config.get_ssl_mode() == SslMode::Require {
-            // A store that cannot be read leaves no trusted certificate: connections then fail and say so.
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            tls.with_root_certificates(roots)
-        } else {
-            tls.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        };
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls.with_no_client_auth()) })
+        let trust = if config.get_ssl_mode() == SslMode::Require { Trust::System } else { Trust::Anybody };
+        Ok(Self { config, tls: tls::connector(trust)? })
+    }
+
+    /// With these certificates, in PEM, in place of the system's store. The server must then have TLS and a certificate for its
+    /// host name that one of them signed, even if the URL does not ask for it: whoever names them means them to be checked.
+    ///
+    /// # Errors
+    /// When they are no certificates, or the URL forbids TLS.
+    pub fn trusting(mut self, certificates: &str) -> Result<Self, ConfigError> {
+        if self.config.get_ssl_mode() == SslMode::Disable {
+            return Err(ConfigError::NoTls);
+        }
+        self.config.ssl_mode(SslMode::Require);
+        self.tls = tls::connector(Trust::These(certificates))?;
+        Ok(self)
     }
 
     /// A pool of at most `size` connections for reads.
@@ -121,45 +143,6 @@ impl Database {
         let listener = Listener { client: Arc::new(client), notifications, driver };
         listener.client.batch_execute(SESSION).await?;
         Ok(listener)
-    }
-}
-
-/// Opportunistic TLS, libpq's `sslmode=prefer`: keeps out who only listens, not who stands in between.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -271,14 +254,4 @@ pub(crate) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bad_url_is_refused_without_repeating_it() {
-        let error = Database::from_url("postgres://u:secret@host:notaport/db").unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("secret"));
-        let database = Database::from_url("postgres://u:secret@host/db").unwrap();
-        assert!(!format!("{database:?}").contains("secret"));
-    }
-}
+mod tests;

@@ -26,6 +26,7 @@ const READ_CONNECTIONS_MIN: usize = 2;
 /// Every environment variable that is read.
 const VARIABLES: &[&str] = &[
     "CERTEUS_DB_URL",
+    "CERTEUS_DB_CA",
     "CERTEUS_API_KEY",
     "CERTEUS_DECRYPT_API_KEY",
     "CERTEUS_ENCRYPTION_KEY",
@@ -165,7 +166,7 @@ pub(crate) struct Config {
     pub(crate) api: Listen,
     /// Where metrics, health and drain listen. Default: 127.0.0.1:9090.
     pub(crate) admin: SocketAddr,
-    /// PostgreSQL, from the URL in `CERTEUS_DB_URL`.
+    /// PostgreSQL, from the URL in `CERTEUS_DB_URL`; trusted by the certificates in `CERTEUS_DB_CA`, if there are any.
     pub(crate) database: Database,
     /// Connections of this pod to PostgreSQL, writers' included. Default: 8.
     pub(crate) pool_size: usize,
@@ -253,14 +254,7 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     let LedgerSection { batch_size, batch_timeout, queue_events, queue_bytes, writers } = ledger;
     let api_keys = api_keys(&variable)?;
     let encryption = encryption_of(encryption.fields, variable("CERTEUS_ENCRYPTION_KEY").map(Secret))?;
-    let database_url = variable("CERTEUS_DB_URL").ok_or_else(|| {
-        invalid(
-            "CERTEUS_DB_URL",
-            "is required: a PostgreSQL URL such as postgres://user:password@host:5432/database",
-        )
-    })?;
-    let database =
-        Database::from_url(&database_url).map_err(|error| invalid("CERTEUS_DB_URL", error.to_string()))?;
+    let database = database(&variable)?;
 
     let listen = variable("CERTEUS_API_LISTEN").map(|value| ("CERTEUS_API_LISTEN", value));
     let api = address(listen, "api.listen", api.listen, Listen::Address(loopback(8000)))?;
@@ -336,6 +330,17 @@ fn resolve(file: File, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     }
     check_exposure(&config)?;
     Ok(config)
+}
+
+fn database(variable: &impl Fn(&str) -> Option<String>) -> Result<Database, Error> {
+    let (url_key, ca_key) = ("CERTEUS_DB_URL", "CERTEUS_DB_CA");
+    let missing = "is required: a PostgreSQL URL such as postgres://user:password@host:5432/database";
+    let url = variable(url_key).ok_or_else(|| invalid(url_key, missing))?;
+    let database = Database::from_url(&url).map_err(|error| invalid(url_key, error.to_string()))?;
+    match variable(ca_key) {
+        Some(ca) => database.trusting(&ca).map_err(|error| invalid(ca_key, error.to_string())),
+        None => Ok(database),
+    }
 }
 
 /// Rules hold nothing that would have to be encrypted, so they are kept where the spool itself may not be used.

@@ -42,8 +42,15 @@ pub struct SecretUse {
 #[must_use]
 pub fn secret_uses(cluster: &Cluster) -> Vec<SecretUse> {
     let security = &cluster.security;
+    let (database_url, database_ca) = match cluster.database.clone() {
+        DatabaseSource::Secret { url, ca } => (url, ca),
+        DatabaseSource::Embedded { .. } => {
+            (SecretKeyRef { name: database_secret_name(cluster), key: DATABASE_URI.to_owned() }, None)
+        }
+    };
     let required = [
-        ("CERTEUS_DB_URL", Some(database_ref(cluster))),
+        ("CERTEUS_DB_URL", Some(database_url)),
+        ("CERTEUS_DB_CA", database_ca),
         ("CERTEUS_API_KEY", security.api_key_secret_ref.clone()),
         ("CERTEUS_DECRYPT_API_KEY", security.decrypt_api_key_secret_ref.clone()),
         ("CERTEUS_ENCRYPTION_KEY", security.encryption_key_secret_ref.clone()),
@@ -68,15 +75,6 @@ pub fn secret_uses(cluster: &Cluster) -> Vec<SecretUse> {
         })
     });
     required.chain(object_store).collect()
-}
-
-fn database_ref(cluster: &Cluster) -> SecretKeyRef {
-    match &cluster.database {
-        DatabaseSource::Secret(reference) => reference.clone(),
-        DatabaseSource::Embedded { .. } => {
-            SecretKeyRef { name: database_secret_name(cluster), key: DATABASE_URI.to_owned() }
-        }
-    }
 }
 
 /// A Secret that is made once if it is not there, and never overwritten or removed.

@@ -89,7 +89,7 @@ pub fn status(cluster: &Cluster, observed: &Observed<'_>) -> LedgerClusterStatus
         spooled_volumes: surroundings.map(|around| around.spooled.to_vec()).unwrap_or_default(),
         image: surroundings.and_then(|surroundings| surroundings.image).map(str::to_owned),
         database: Some(match &cluster.database {
-            DatabaseSource::Secret(reference) => format!("Secret {}, key {}", reference.name, reference.key),
+            DatabaseSource::Secret { url, .. } => format!("Secret {}, key {}", url.name, url.key),
             DatabaseSource::Embedded { .. } => "embedded, not for production".to_owned(),
         }),
         verifier_keys: verifier_keys(surroundings.as_ref(), before),

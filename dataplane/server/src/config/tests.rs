@@ -251,6 +251,23 @@ fn the_second_key_needs_the_first_and_differs() {
 }
 
 #[test]
+fn certificates_to_trust_are_read_at_the_start() {
+    let good = include_str!("../../tests/ca.crt");
+    let refused = |ca, url| refusal("", &[("CERTEUS_DB_URL", url), ("CERTEUS_DB_CA", ca)]);
+    assert!(load("", &[URL, ("CERTEUS_DB_CA", good)]).is_ok());
+    let found = refused("hush", URL.1);
+    assert!(
+        found.starts_with("CERTEUS_DB_CA: must be certificates in PEM") && !found.contains("hush"),
+        "{found}"
+    );
+    let found = refused(good, "postgres://u:hush@localhost/db?sslmode=disable");
+    assert!(found.starts_with("CERTEUS_DB_CA: cannot be used with sslmode=disable"), "{found}");
+    let found = refused(good, "postgres://u:hush@localhost/db?sslrootcert=/ca.crt");
+    let expected = "CERTEUS_DB_URL: the parameter sslrootcert cannot be used: give the certificates themselves in CERTEUS_DB_CA";
+    assert!(found.starts_with(expected), "{found}");
+}
+
+#[test]
 fn without_a_key_only_loopback_is_served() {
     let everywhere = "api: {listen: '0.0.0.0:8000'}";
     assert!(refusal(everywhere, &[URL]).contains("without CERTEUS_API_KEY"));

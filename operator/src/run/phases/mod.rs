@@ -6,6 +6,7 @@
 
 mod apply;
 mod compare;
+mod database;
 mod dereference;
 mod events;
 #[cfg(test)]

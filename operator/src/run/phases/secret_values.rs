@@ -9,10 +9,12 @@ use certeus_crds::SecretKeyRef;
 use certeus_operator::build::SecretUse;
 use certeus_tlog::note::{Algorithm, SignerKey};
 
+use super::database::{are_certificates, database_url_needed};
 use crate::run::error::Error;
 
 /// Variables of the pods, as the library names them.
 const DATABASE_URL: &str = "CERTEUS_DB_URL";
+const DATABASE_CA: &str = "CERTEUS_DB_CA";
 pub(super) const API_KEY: &str = "CERTEUS_API_KEY";
 const DECRYPT_API_KEY: &str = "CERTEUS_DECRYPT_API_KEY";
 const ENCRYPTION_KEY: &str = "CERTEUS_ENCRYPTION_KEY";
@@ -34,14 +36,16 @@ const BASE64: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::n
 /// What a pod would refuse, and why.
 pub(super) fn refusal(values: &[(&SecretUse, &[u8])]) -> Option<Error> {
     let ordinary = values.iter().find(|(used, _)| used.variable == API_KEY).map(|(_, value)| *value);
+    let with_ca = values.iter().any(|(used, _)| used.variable == DATABASE_CA);
     values.iter().find_map(|(used, value)| {
         let SecretKeyRef { name, key } = used.reference.clone();
         let Ok(text) = std::str::from_utf8(value) else {
             return Some(Error::SecretUnusable { name, key, needed: "text in UTF-8" });
         };
         let needed = match used.variable {
-            DATABASE_URL if text.parse::<tokio_postgres::Config>().is_err() => {
-                "a PostgreSQL URL such as postgres://user:password@host:5432/database"
+            DATABASE_URL => database_url_needed(text, with_ca)?,
+            DATABASE_CA if !are_certificates(text) => {
+                "certificates in PEM (BEGIN CERTIFICATE), at most 64 KiB of them, each of which can be read"
             }
             API_KEY | DECRYPT_API_KEY if !is_api_key(text) => {
                 "an API key of at least 16 characters, all of them visible ASCII without white space or a line feed at the end"
@@ -124,6 +128,18 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn certificates_are_checked_and_go_with_the_url() {
+        let (url, ca) = (used(DATABASE_URL), used(DATABASE_CA));
+        let told = |values: &[(&SecretUse, &[u8])]| refusal(values).map(|error| error.message());
+        let authority: &[u8] = include_bytes!("../../../tests/ca.crt");
+        assert_eq!(told(&[(&url, b"postgres://db/d"), (&ca, authority)]), None);
+        assert!(told(&[(&url, b"postgres://db/d"), (&ca, b"-----BEGIN")]).unwrap().contains("in PEM"));
+        let unencrypted: &[u8] = b"postgres://db/d?sslmode=disable";
+        assert_eq!(told(&[(&url, unencrypted)]), None);
+        assert!(told(&[(&url, unencrypted), (&ca, authority)]).unwrap().contains("without sslmode=disable"));
     }
 
     #[test]
