@@ -16,7 +16,7 @@ use crate::sections::{self, BATCH_QUEUE, CA_OF_SECRET, EVENTS_ARCHIVE, ONE_DATAB
 use crate::status::LedgerClusterStatus;
 use crate::{
     ByteSize, Database, Duration, FieldError, LedgerSettings, Log, Monitoring, Network, Proofs, Retention,
-    Scheduling, Security, Spool, schema,
+    Scheduling, SecretRef, Security, Spool, schema,
 };
 
 /// A verifiable event ledger on PostgreSQL and the pods that serve it, scaled with load.
@@ -62,6 +62,15 @@ pub struct LedgerClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = TAG_PATTERN))]
     pub version: Option<String>,
+    /// Secrets with credentials for the registries of `image` and `database.embeddedImage`, in the same namespace, as in a pod:
+    /// of type `kubernetes.io/dockerconfigjson`. A change replaces the pods one by one, as pods that wait for their image
+    /// get credentials in no other way. Default: those of the nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub image_pull_secrets: Vec<SecretRef>,
     /// CPU and memory of each pod. `requests.cpu` is the measure of the CPU trigger and must be there while that trigger
     /// is enabled.
     #[serde(default = "default_resources")]
@@ -254,6 +263,10 @@ impl LedgerClusterSpec {
         let tag = "must be a tag such as 1.2.3: letters, digits, dots, dashes and underscores";
         let malformed = self.version.as_ref().is_some_and(|version| !image::is_tag(version));
         refuse(malformed, "spec.version", tag);
+        for (index, secret) in self.image_pull_secrets.iter().enumerate() {
+            let path = schema::element_path("spec.imagePullSecrets", index);
+            secret.check(&format!("{path}.name"), refuse);
+        }
     }
 
     fn check_log(&self, refuse: &mut impl FnMut(bool, &str, &str)) {

@@ -66,8 +66,30 @@ pub struct Security {
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME_PATTERN))]
     pub name: String,
+}
+
+/// The same language as [`is_secret_name`]: labels as in a host's name.
+const SECRET_NAME_PATTERN: &str = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$";
+
+pub(crate) fn is_secret_name(text: &str) -> bool {
+    let in_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(in_label) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    text.split('.').all(is_label)
+}
+
+impl SecretRef {
+    pub(crate) fn check(&self, path: &str, refuse: &mut impl FnMut(bool, &str, &str)) {
+        let malformed = !self.name.is_empty() && !is_secret_name(&self.name);
+        refuse(
+            malformed,
+            path,
+            "must be a name of lower-case letters, digits, dashes and dots, such as my-secret",
+        );
+    }
 }
 
 const DECRYPT_NEEDS_KEY: &str =
@@ -106,5 +128,8 @@ impl Security {
         // Each field is within itself, and must be within no other.
         let covered = |field: &String| fields.iter().filter(|other| field.starts_with(*other)).count() > 1;
         refuse(fields.iter().any(covered), fields_path, COVERED_FIELDS);
+        if let Some(secret) = &self.object_store_secret_ref {
+            secret.check("spec.security.objectStoreSecretRef.name", refuse);
+        }
     }
 }

@@ -367,7 +367,7 @@ mod tests {
                 "demo.yaml:10: spec.autoscaling.cpu.targets: unknown field; known here: enabled, scaleDownThreshold, \
                  scaleUpThreshold, target",
                 "demo.yaml:11: spec.replica: unknown field; known here: autoscaling, database, dryRun, image, \
-                 ledger, log, monitoring, network, paused, proofs, replicas, resources, retention, scheduling, security, \
+                 imagePullSecrets, ledger, log, monitoring, network, paused, proofs, replicas, resources, retention, scheduling, security, \
                  spool, stopped, version",
                 "demo.yaml:20: spec.groups[0].rules[0].expr: is required",
                 "demo.yaml:16: spec.clusterRef: is required",

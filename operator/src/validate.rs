@@ -8,7 +8,7 @@ use std::time::Duration;
 use certeus_autoscale::{self as autoscale, Policy, PolicyConfig};
 use certeus_crds::{
     Behavior, Database, FieldError, LedgerCluster, LedgerClusterSpec, LedgerSettings, Log, Monitoring,
-    Network, Proofs, Scheduling, SecretKeyRef, Security, Spool, bytes, millicores,
+    Network, Proofs, Scheduling, SecretKeyRef, SecretRef, Security, Spool, bytes, millicores,
 };
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -37,6 +37,8 @@ pub struct Cluster {
     pub generation: Option<i64>,
     /// Image of the pods.
     pub image: Image,
+    /// Credentials for the registries that images come from.
+    pub image_pull_secrets: Vec<SecretRef>,
     /// Copied into the pods.
     pub resources: ResourceRequirements,
     /// What CPU use is measured against; present whenever the CPU trigger is.
@@ -217,6 +219,7 @@ pub fn validate(object: &LedgerCluster) -> Result<Cluster, Vec<FieldError>> {
         uid: metadata.uid.clone(),
         generation: metadata.generation,
         image: image(spec),
+        image_pull_secrets: spec.image_pull_secrets.clone(),
         resources: spec.resources.clone(),
         cpu_request,
         scaling,

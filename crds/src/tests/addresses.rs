@@ -6,10 +6,46 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::sections::{is_anchor, is_archive, is_base_url};
+use crate::security::is_secret_name;
 
 static ANCHOR: LazyLock<Value> = LazyLock::new(|| pattern_of("log/properties/anchor"));
 static ARCHIVE: LazyLock<Value> = LazyLock::new(|| pattern_of("retention/properties/archive"));
 static BASE_URL: LazyLock<Value> = LazyLock::new(|| pattern_of("proofs/properties/publicBaseUrl"));
+
+static SECRET: LazyLock<Value> = LazyLock::new(|| pattern_of("imagePullSecrets/items/properties/name"));
+
+#[test]
+fn names_that_no_secret_can_have_are_refused() {
+    for (text, valid) in [
+        ("registry", true),
+        ("0-a.b--c.9", true),
+        ("", false),
+        (".a", false),
+        ("a.", false),
+        ("a..b", false),
+        ("-a", false),
+        ("a-.b", false),
+        ("A", false),
+        ("a/b", false),
+        ("a_b", false),
+        ("a\n", false),
+    ] {
+        assert_eq!((is_secret_name(text), matches(&SECRET, text)), (valid, valid), "{text}");
+    }
+    let pull = |names: &[&str]| {
+        let names: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
+        let spec = json!({ "database": { "embedded": true }, "imagePullSecrets": names });
+        let errors = LedgerCluster::read(cluster(&spec)).err().unwrap_or_default();
+        errors.into_iter().map(|error| error.path).collect::<Vec<_>>()
+    };
+    assert!(pull(&["a", "b"]).is_empty());
+    assert_eq!(pull(&["a", "B"]), ["spec.imagePullSecrets[1].name"]);
+    assert_eq!(pull(&[""]), ["spec.imagePullSecrets[0].name"]);
+    assert_eq!(pull(&["a", "a"]), ["spec.imagePullSecrets[1]"]);
+    let many: Vec<String> = (0..17).map(|n| format!("s{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!((pull(&many), pull(&many[1..]).len()), (vec!["spec.imagePullSecrets".to_owned()], 0));
+}
 
 #[test]
 fn addresses_that_name_no_object_bucket_or_site_are_refused() {

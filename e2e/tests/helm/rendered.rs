@@ -130,6 +130,15 @@ fn nothing_runs_with_more_rights_than_it_needs() {
 }
 
 #[test]
+fn credentials_for_registries_reach_all_pods_of_the_chart() {
+    let all = objects(&template(&["--set=imagePullSecrets[0].name=registry"]).unwrap());
+    let operator = &find(&all, "Deployment", "certeus")["spec"]["template"]["spec"];
+    for pod in [operator, &find(&all, "Pod", "certeus-test-ready")["spec"]] {
+        assert_eq!(pod["imagePullSecrets"], json!([{ "name": "registry" }]));
+    }
+}
+
+#[test]
 fn a_first_ledger_comes_with_definitions_that_are_known() {
     let known = objects(&template(&EVERYTHING).unwrap());
     let ledger = find(&known, "LedgerCluster", "ledger");

@@ -18,7 +18,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use super::network::{ingress, policy, service_port};
-use super::pods::{claim, container_port, container_security, mount, pod_security, scratch, secret_variable};
+use super::pods::{
+    claim, container_port, container_security, image_pull_secrets, mount, pod_security, scratch,
+    secret_variable,
+};
 use super::secrets::{DATABASE_PASSWORD, DATABASE_USER};
 use super::{INSTANCE_LABEL, NAME_LABEL, database_secret_name, metadata, selector};
 use crate::validate::{Cluster, DatabaseSource};
@@ -109,6 +112,7 @@ fn stateful_set(cluster: &Cluster, image: &str, selector: LabelSelector, runs: b
                 metadata: Some(ObjectMeta { labels, ..ObjectMeta::default() }),
                 spec: Some(PodSpec {
                     containers: vec![container(cluster, image)],
+                    image_pull_secrets: image_pull_secrets(cluster),
                     automount_service_account_token: Some(false),
                     enable_service_links: Some(false),
                     security_context: Some(pod_security(USER)),

@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler, PersistentVolumeClaim,
+    EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler, LocalObjectReference, PersistentVolumeClaim,
     PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile,
     SecretKeySelector, SecurityContext, SleepAction, TopologySpreadConstraint, Volume, VolumeMount,
     VolumeResourceRequirements,
@@ -99,6 +99,7 @@ fn pod_spec(cluster: &Cluster, image: &str) -> PodSpec {
     let scheduling = &cluster.scheduling;
     PodSpec {
         containers: vec![container(cluster, image)],
+        image_pull_secrets: image_pull_secrets(cluster),
         service_account_name: Some(service_account_name(cluster)),
         // The pod talks to PostgreSQL, not to the API server.
         automount_service_account_token: Some(false),
@@ -121,6 +122,13 @@ fn pod_spec(cluster: &Cluster, image: &str) -> PodSpec {
         ]),
         ..PodSpec::default()
     }
+}
+
+/// In the template, although a change replaces the pods that way: those that wait for their image would never see it in the
+/// service account, which counts when a pod is made.
+pub(super) fn image_pull_secrets(cluster: &Cluster) -> Option<Vec<LocalObjectReference>> {
+    let named = cluster.image_pull_secrets.iter();
+    some_unless_empty(named.map(|secret| LocalObjectReference { name: secret.name.clone() }).collect())
 }
 
 /// What the user gives, completed; else evenly over zones and nodes, as far as that goes.

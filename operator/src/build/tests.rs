@@ -138,6 +138,16 @@ fn the_embedded_database_outlives_the_pods_of_a_cluster_that_is_stopped() {
 }
 
 #[test]
+fn credentials_for_registries_reach_the_pods_and_the_database() {
+    let secret = certeus_crds::SecretRef { name: "registry".to_owned() };
+    let objects = build(&Cluster { image_pull_secrets: vec![secret], ..read("minimal") }, &inputs(1));
+    for set in [objects.stateful_set, objects.database.unwrap().stateful_set] {
+        let named = set.spec.unwrap().template.spec.unwrap().image_pull_secrets.unwrap();
+        assert_eq!(named.iter().map(|secret| &*secret.name).collect::<Vec<_>>(), ["registry"]);
+    }
+}
+
+#[test]
 fn a_budget_for_disruptions_comes_with_the_second_pod() {
     let cluster = read("minimal");
     let has_budget = |replicas| build(&cluster, &inputs(replicas)).pod_disruption_budget.is_some();
