@@ -111,8 +111,8 @@ pub(crate) struct RunArgs {
     /// Namespace of the lease [default: the operator's own].
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) lease_namespace: Option<Namespace>,
-    /// Address for metrics, health and the log level.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
+    /// Address for metrics, health and the log level; [::] is every address, of IPv4 as well.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:9090")]
     pub(crate) listen: SocketAddr,
     /// off, error, warn, info, debug, trace, or directives such as info,certeus_operator=debug.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "CERTEUS_LOG_LEVEL")]

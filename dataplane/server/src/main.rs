@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod config;
 mod lifecycle;
+mod listen;
 mod problem;
 mod process;
 mod ready;

@@ -2,7 +2,7 @@
 //! commands. The image has neither shell nor HTTP client.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// For everything; a pod that takes longer is not ready.
@@ -59,18 +59,14 @@ fn ask(address: SocketAddr) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// "All addresses" is nowhere to connect to.
+/// "All addresses" is nowhere to connect to. Those of IPv6 include those of IPv4, which may be the only ones.
 fn reachable(listen: IpAddr) -> IpAddr {
-    match listen {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    }
+    if listen.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listen }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{Ipv6Addr, TcpListener};
 
     use super::*;
 
@@ -94,6 +90,10 @@ mod tests {
         // As a pod in a container listens.
         check(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port())).unwrap();
         assert!(thread.join().unwrap().starts_with("GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1:"));
+
+        let (address, thread) = pod("HTTP/1.1 200 OK\r\n\r\n");
+        check(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())).unwrap();
+        thread.join().unwrap();
 
         let (address, thread) = pod("HTTP/1.1 503 Service Unavailable\r\n\r\n");
         let refused = check(address).unwrap_err().to_string();

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use crate::config::Listen;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::listen;
 
 /// Connections served at a time. Further ones wait in the kernel's queue, which another pod may share.
 const CONNECTIONS_MAX: usize = 4096;
@@ -37,7 +38,6 @@ const READ_BUFFER_BYTES_MAX: usize = 64 << 10;
 const AGE_MIN: Duration = Duration::from_secs(10);
 /// After an accept error such as "too many open files" there is no use in trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const BACKLOG: i32 = 4096;
 
 /// Why a listening socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,9 @@ pub(crate) enum BindError {
 /// When that is not possible.
 pub(crate) fn bind(listen: Listen, may_be_exposed: bool) -> Result<TcpListener, BindError> {
     let socket = match listen {
-        Listen::Address(address) => open(address).map_err(|source| BindError::Bind { address, source })?,
+        Listen::Address(address) => {
+            listen::open(address).map_err(|source| BindError::Bind { address, source })?
+        }
         Listen::Inherited => {
             let socket = io::stdin().as_fd().try_clone_to_owned().map_err(BindError::Inherited)?;
             std::net::TcpListener::from(socket)
@@ -77,15 +79,6 @@ pub(crate) fn bind(listen: Listen, may_be_exposed: bool) -> Result<TcpListener, 
     }
     socket.set_nonblocking(true).map_err(inherited)?;
     TcpListener::from_std(socket).map_err(inherited)
-}
-
-fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// Serves the API. An inherited socket is left to the other pods as soon as draining begins; a socket of its own is served until

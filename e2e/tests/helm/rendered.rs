@@ -98,7 +98,7 @@ fn rights_are_for_all_namespaces_or_for_those_that_are_named() {
     }
     let container = &find(&some, "Deployment", "certeus")["spec"]["template"]["spec"]["containers"][0];
     let arguments =
-        json!(["run", "--listen=0.0.0.0:9090", "--log-level=info", "--namespace=a", "--namespace=b"]);
+        json!(["run", "--listen=[::]:9090", "--log-level=info", "--namespace=a", "--namespace=b"]);
     assert_eq!(container["args"], arguments);
 }
 

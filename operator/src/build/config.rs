@@ -17,8 +17,9 @@ fn quoted(text: &str) -> Value {
 }
 
 pub(super) fn pod_config(cluster: &Cluster) -> String {
-    // Without a key whoever reaches the pod could write to the ledger; the pod refuses other addresses as well.
-    let host = if cluster.security.api_key_secret_ref.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+    // Without a key whoever reaches the pod could write to the ledger; the pod refuses other addresses as well. With one it
+    // listens on all addresses of both families, as far as its node has them.
+    let host = if cluster.security.api_key_secret_ref.is_some() { "[::]" } else { "127.0.0.1" };
     let ledger = &cluster.ledger;
     let mut config = format!(
         "api:\n  listen: \"{host}:{API_PORT}\"\n\

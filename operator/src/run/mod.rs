@@ -34,7 +34,6 @@ use std::time::Duration;
 
 use kube::runtime::events::{Recorder, Reporter};
 use rand::RngExt;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as signal_watch;
 use tokio::task::JoinSet;
@@ -165,8 +164,7 @@ async fn operate(args: RunArgs, level: LogLevel) -> Result<(), Error> {
     let Access { config, namespace, server: api_server } = access::find().await?;
     let Clients { fenced, lease } =
         client::connect(config, &metrics, &fence).map_err(|error| api_server.unusable(&error))?;
-    let listener =
-        TcpListener::bind(listen).await.map_err(|source| Error::Listen { address: listen, source })?;
+    let listener = telemetry::listen(listen).map_err(|source| Error::Listen { address: listen, source })?;
     let address = listener.local_addr().map_err(Error::Start)?;
     let identity = identity(pod_name);
     let mounted = || std::fs::read_to_string(NAMESPACE_FILE).ok()?.trim().parse().ok();

@@ -2,10 +2,12 @@
 //! Labels come from closed enums: nothing that a user names becomes a label.
 
 mod health;
+mod listen;
 mod log;
 mod server;
 
 pub(crate) use health::{Health, Source};
+pub(crate) use listen::listen;
 pub(crate) use log::{Error as LogError, LogFilter, LogLevel};
 pub(crate) use server::serve;
 
