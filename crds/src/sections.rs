@@ -67,8 +67,9 @@ pub struct Database {
     /// trying things out, not for production. Default: false.
     #[serde(default)]
     pub embedded: bool,
-    /// Image of the embedded PostgreSQL: the official one or a copy of it. Not used with `secretRef`, or on one machine
-    /// without Kubernetes. Default: postgres:18.
+    /// Image of the embedded PostgreSQL: the official one in its Debian variant, or a copy of it. Alpine variants and other
+    /// images do not start, as their user is not 999. Not used with `secretRef`, or on one machine without Kubernetes.
+    /// Default: postgres:18.
     #[serde(default = "default_embedded_image")]
     #[schemars(length(min = 1, max = 512), regex(pattern = REFERENCE_PATTERN))]
     pub embedded_image: String,

@@ -1,7 +1,7 @@
 //! The embedded database, for development: one PostgreSQL pod with one volume. Not for production: it has no standby, no
 //! backup, and stops for every change of its node or its image.
 //! Its password is generated once (`secrets.rs`). The pod is hardened as far as the official image allows, which runs as
-//! its own user and writes to three folders alone.
+//! its own user and writes to four folders alone.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec,
 };
 use k8s_openapi::api::core::v1::{
-    Container, EnvVar, ExecAction, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Service,
-    ServiceSpec,
+    Container, EmptyDirVolumeSource, EnvVar, ExecAction, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, Service, ServiceSpec, Volume,
 };
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -29,7 +29,7 @@ use crate::validate::{Cluster, DatabaseSource};
 pub(super) const DATABASE_PORT: i32 = 5432;
 /// Value of [`NAME_LABEL`] of the database's pod.
 const DATABASE: &str = "certeus-database";
-/// The user of the official image.
+/// The user of the official image, in its Debian variant. Alpine's is 70; there `initdb` refuses this one, which has no name.
 const USER: i64 = 999;
 /// Connections beside those of the pods: for people, and what PostgreSQL reserves for its superuser.
 const SPARE_CONNECTIONS: u32 = 20;
@@ -41,6 +41,10 @@ const VOLUME_FOLDER: &str = "/var/lib/postgresql";
 const DATA_FOLDER: &str = "/var/lib/postgresql/certeus";
 const VOLUME: &str = "data";
 const VOLUME_SIZE: &str = "10Gi";
+/// A container runtime gives 64 MiB, which queries that run in parallel exceed ("could not resize shared memory segment").
+/// What is written there counts as memory of the container, so it is a part of its limit.
+const SHARED_MEMORY: &str = "256Mi";
+const MEMORY_LIMIT: &str = "1Gi";
 
 /// The objects of the embedded database, in the order in which to apply them.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,6 +108,8 @@ fn stateful_set(cluster: &Cluster, image: &str, selector: LabelSelector, runs: b
             replicas: Some(i32::from(runs)),
             selector,
             service_name: Some(database_name(cluster)),
+            // Kubernetes replaces a pod that never became ready, with an image that is none, only so (kubernetes#67250).
+            pod_management_policy: Some("Parallel".to_owned()),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some("Retain".to_owned()),
                 when_scaled: Some("Retain".to_owned()),
@@ -118,7 +124,7 @@ fn stateful_set(cluster: &Cluster, image: &str, selector: LabelSelector, runs: b
                     security_context: Some(pod_security(USER)),
                     termination_grace_period_seconds: Some(STOP_SECONDS),
                     tolerations: Some(cluster.scheduling.tolerations.clone()).filter(|list| !list.is_empty()),
-                    volumes: Some(vec![scratch("run"), scratch("tmp")]),
+                    volumes: Some(vec![scratch("run"), scratch("tmp"), shared_memory()]),
                     ..PodSpec::default()
                 }),
             },
@@ -160,7 +166,7 @@ fn container(cluster: &Cluster, image: &str) -> Container {
         ports: Some(vec![container_port("postgres", DATABASE_PORT)]),
         resources: Some(ResourceRequirements {
             requests: quantities(&[("cpu", "250m"), ("memory", "256Mi")]),
-            limits: quantities(&[("memory", "1Gi")]),
+            limits: quantities(&[("memory", MEMORY_LIMIT)]),
             claims: None,
         }),
         // The first start makes the database, and one after a crash replays its log.
@@ -172,9 +178,18 @@ fn container(cluster: &Cluster, image: &str) -> Container {
             mount(VOLUME, VOLUME_FOLDER),
             mount("run", "/var/run/postgresql"),
             mount("tmp", "/tmp"),
+            mount("shm", "/dev/shm"),
         ]),
         ..Container::default()
     }
+}
+
+fn shared_memory() -> Volume {
+    let source = EmptyDirVolumeSource {
+        medium: Some("Memory".to_owned()),
+        size_limit: Some(Quantity(SHARED_MEMORY.to_owned())),
+    };
+    Volume { name: "shm".to_owned(), empty_dir: Some(source), ..Volume::default() }
 }
 
 /// Over TCP: while the image makes the database it listens on a socket alone.
