@@ -54,6 +54,29 @@ fn values_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_first_ledger_that_nothing_would_act_on_is_refused() {
+    let in_namespace = |given: &str| {
+        let watched = "--set=watchNamespaces={a,b}";
+        // Whether or not the definitions are known already.
+        [&EVERYTHING[..], &EVERYTHING[1..]].map(|values| template(&[values, &[watched, given]].concat()))
+    };
+    for (given, namespace) in
+        [("--set=ledgerCluster.namespace=c", "\"c\""), ("--set=replicas=2", "\"certeus-system\"")]
+    {
+        for rendered in in_namespace(given) {
+            let told = rendered.unwrap_err();
+            let expected =
+                format!("ledgerCluster.namespace is {namespace}, which is not in watchNamespaces (a, b)");
+            assert!(told.contains(&expected), "{told}");
+        }
+    }
+    let [known, unknown] = in_namespace("--set=ledgerCluster.namespace=b");
+    let known = objects(&known.unwrap());
+    assert_eq!(find(&known, "LedgerCluster", "ledger")["metadata"]["namespace"], "b");
+    assert!(unknown.is_ok());
+}
+
+#[test]
 fn what_follows_from_the_chart_is_up_to_date() {
     let mut check = Command::new(repository().join("scripts/manifests.sh"));
     let output = check.arg("--check").output().unwrap();
