@@ -12,6 +12,7 @@ mod installed;
 mod load;
 mod ownership;
 mod pods;
+mod postgres;
 mod prometheus_rules;
 mod reconcile;
 mod resources;
