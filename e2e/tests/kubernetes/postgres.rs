@@ -39,6 +39,8 @@ fn certificates_to_trust_are_checked_before_pods_get_them_and_never_passed_over(
     assert!(world.space.get::<StatefulSet>("trades").unwrap().is_none(), "no pod finds it out by crashing");
 
     world.space.put_secret("authority", &[("ca.crt", AUTHORITY)]).unwrap();
+    // Also when it was corrected while the operator was busy with the first look at the cluster.
+    world.wait("the StatefulSet", SOON, || world.space.get::<StatefulSet>("trades").unwrap().is_some());
     world.wait_for_pods("trades", 1);
     wait_for_reason(&world, "Ready", "DatabaseNeverReached");
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'certeus-dataplane'";
