@@ -124,7 +124,8 @@ fn pods_event(
 
 fn pods_reason(degraded: &Condition) -> Option<&'static str> {
     use ConditionReason::{ImagePullFailed, PodsCrashing, PodsNotStarted, PodsUnschedulable};
-    let reasons = [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable].map(ConditionReason::as_str);
+    let reasons =
+        [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable].map(ConditionReason::as_str);
     let reasons = reasons.into_iter().chain([ProblemReason::DrainStuck.as_str()]);
     reasons.into_iter().find(|reason| *reason == degraded.reason)
 }
@@ -154,7 +155,8 @@ mod tests {
         let [well, crashing, outage] =
             [R::AsExpected, R::PodsCrashing, R::DatabaseUnavailable].map(R::as_str);
         let stuck = ProblemReason::DrainStuck.as_str();
-        let seen = [well, crashing, crashing, outage, crashing, outage, well, well, stuck, stuck, crashing, well];
+        let seen =
+            [well, crashing, crashing, outage, crashing, outage, well, well, stuck, stuck, crashing, well];
         let expected = [
             "",
             "PodsCrashing: why",

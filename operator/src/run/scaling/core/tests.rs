@@ -150,7 +150,12 @@ impl Sim {
                 seen.phase = PodPhase::Pending;
             }
             if sim.crashes {
-                seen.trouble = Some(Box::new(Trouble::new(Kind::Crash { exit_code: Some(1) }, "", Duration::ZERO, Duration::ZERO)));
+                seen.trouble = Some(Box::new(Trouble::new(
+                    Kind::Crash { exit_code: Some(1) },
+                    "",
+                    Duration::ZERO,
+                    Duration::ZERO,
+                )));
             }
             if let Some((_, gone_by)) = self.leaving.filter(|(leaving, _)| leaving == ordinal) {
                 (seen.phase, seen.gone_by) = (PodPhase::Draining, Some(gone_by));
