@@ -76,8 +76,9 @@ async fn a_server_is_believed_by_the_certificates_given_and_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let (ours, theirs) = (authority(folder.path(), "ours"), authority(folder.path(), "theirs"));
     let pg = server_with_tls(folder.path()).await;
-    let by_address = pg.url();
-    let by_name = by_address.replace("127.0.0.1", "localhost");
+    // Of the name's addresses the one at which the server listens.
+    let by_address = format!("{}?hostaddr=127.0.0.1", pg.url());
+    let by_name = by_address.replacen("127.0.0.1", "localhost", 1);
     let check = async |url: &str, trusted: Option<&str>, refused: Option<&str>| {
         let database = Database::from_url(url).unwrap();
         let database = trusted.map_or(Ok(database.clone()), |pem| database.trusting(pem)).unwrap();
@@ -92,14 +93,14 @@ async fn a_server_is_believed_by_the_certificates_given_and_by_its_name() {
         assert_eq!(read.is_some(), refused.is_some(), "{read:?}");
     };
     let both = format!("what others write\n{theirs}{ours}");
-    for mode in ["", "?sslmode=prefer", "?sslmode=require", "?sslmode=verify-full"] {
+    for mode in ["", "&sslmode=prefer", "&sslmode=require", "&sslmode=verify-full"] {
         check(&format!("{by_name}{mode}"), Some(&ours), None).await;
         check(&format!("{by_name}{mode}"), Some(&both), None).await;
         check(&format!("{by_name}{mode}"), Some(&theirs), Some("UnknownIssuer")).await;
         check(&format!("{by_address}{mode}"), Some(&ours), Some("not valid for name")).await;
     }
     // Nothing signed by `ours` is in the system's store.
-    check(&format!("{by_name}?sslmode=require"), None, Some("UnknownIssuer")).await;
+    check(&format!("{by_name}&sslmode=require"), None, Some("UnknownIssuer")).await;
     check(&by_address, None, None).await;
     pg.stop().unwrap();
 
