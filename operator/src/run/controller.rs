@@ -279,7 +279,7 @@ impl Controller {
         let metrics = &self.context.metrics;
         metrics.reconcile_seconds.observe(took.as_secs_f64());
         let label = result.as_ref().err().map_or("ok", |error| error.class().label());
-        let due = record.due();
+        let (due, secrets_due) = (record.due(), record.secrets_due());
         metrics.reconciles.with_label_values(&[label]).inc();
         if !self.stale.remove(&key) {
             if let Some(due) = self.secrets_changed.remove(&key) {
@@ -308,6 +308,10 @@ impl Controller {
                 }
                 self.queue.failed(&key, now, |failures| class.retry(failures, random));
             }
+        }
+        if let Some(due) = secrets_due {
+            // A reconcile before that took the wake for it.
+            self.queue.wake(&key, Wake::Urgent, due);
         }
         if let Some(due) = due {
             self.queue.wake(&key, Wake::Seen, due);

@@ -78,6 +78,11 @@ impl Record {
         self.secrets_changed(Duration::ZERO);
     }
 
+    /// When its Secrets are to be read again as one changed.
+    pub(crate) fn secrets_due(&self) -> Option<Duration> {
+        self.secrets_due
+    }
+
     /// When the cluster is to be looked at in any case.
     pub(crate) fn due(&self) -> Option<Duration> {
         self.due
