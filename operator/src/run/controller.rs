@@ -279,12 +279,13 @@ impl Controller {
         let metrics = &self.context.metrics;
         metrics.reconcile_seconds.observe(took.as_secs_f64());
         let label = result.as_ref().err().map_or("ok", |error| error.class().label());
-        let (due, secrets_due) = (record.due(), record.secrets_due());
+        let (due, mut secrets_due) = (record.due(), None);
         metrics.reconciles.with_label_values(&[label]).inc();
         if !self.stale.remove(&key) {
             if let Some(due) = self.secrets_changed.remove(&key) {
                 record.secrets_changed(due);
             }
+            secrets_due = record.secrets_due();
             self.records.insert(key.clone(), record);
         }
         let (now, random) = (clock::now(), rand::rng().random::<f64>());
@@ -309,8 +310,9 @@ impl Controller {
                 self.queue.failed(&key, now, |failures| class.retry(failures, random));
             }
         }
-        if let Some(due) = secrets_due {
-            // A reconcile before that took the wake for it.
+        // This reconcile took the wake for it and was too early. One that came after it and did not read them had its reasons, which pass with
+        // a wake of their own.
+        if let Some(due) = secrets_due.filter(|due| *due > now.saturating_sub(took)) {
             self.queue.wake(&key, Wake::Urgent, due);
         }
         if let Some(due) = due {
