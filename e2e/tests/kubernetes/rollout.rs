@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use certeus_crds::LedgerCluster;
 use certeus_e2e::cluster::front::{Fault, Rule};
 use certeus_e2e::cluster::guard::Guard;
 use certeus_e2e::http::{Client, Exchange, Request};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::ResourceExt;
+use serde_json::json;
 
 use crate::installed::{IN_TIME, Installed, SOON, fixed, manifest, pods_of, secret_of, writes};
 
@@ -45,11 +47,9 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
     };
     world.sql("trades").batch("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'old'").unwrap();
     put("app", "old");
-    let apply = |more: &str| {
-        let spec = manifest(
-            "trades",
-            &format!("{}  security: {{objectStoreSecretRef: {{name: store}}}}\n{more}", fixed(2)),
-        );
+    let apply = || {
+        let spec = format!("{}  security: {{objectStoreSecretRef: {{name: store}}}}\n", fixed(2));
+        let spec = manifest("trades", &spec);
         let ours = format!("secretRef: {{name: {}, key: url}}", secret_of("trades"));
         assert!(spec.contains(&ours), "{spec}");
         world.space.apply(&spec.replace(&ours, "secretRef: {name: pg-app, key: uri}")).unwrap();
@@ -59,7 +59,7 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
         world.space.put_secret("store", &keys).unwrap();
     };
     store("one");
-    apply("");
+    apply();
     world.wait_until_ready("trades");
     world.wait_for_pods("trades", 2);
     let before = world.pods("trades");
@@ -75,12 +75,16 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
         world.sql("trades").query(sql, &[]).unwrap()[0].get::<_, i64>(0)
     };
     assert_eq!(connections(), 0);
+    // Not by kubectl, which may take longer than changes are gathered.
+    let look = |value: &str| {
+        let looked = json!({ "metadata": { "annotations": { "looked": value } } });
+        world.space.patch::<Service>("trades", &looked).unwrap();
+    };
     world.sql("trades").batch("CREATE ROLE rotated LOGIN SUPERUSER PASSWORD 'new'").unwrap();
     put("rotated", "new");
     // Another Secret soon after, and between them something that has the cluster looked at.
     std::thread::sleep(Duration::from_millis(300));
-    world.space.kubectl(&["annotate", "service/trades", "looked=at"]).unwrap();
-    std::thread::sleep(Duration::from_millis(700));
+    look("once");
     store("two");
     world.wait("new pods", IN_TIME, || {
         let now = world.pods("trades");
@@ -95,11 +99,17 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
     assert_eq!((world.pods("trades"), revision(), revisions()), (after, new.clone(), count + 1));
     // A Secret and the specification together.
     store("three");
-    apply("  ledger: {batchSize: 777}\n");
+    let spec = json!({ "spec": { "ledger": { "batchSize": 777 } } });
+    world.space.patch::<LedgerCluster>("trades", &spec).unwrap();
     world.wait("another revision", SOON, || revision() != new);
     let new = revision();
     std::thread::sleep(Duration::from_secs(5));
-    assert_eq!((revision(), revisions()), (new, count + 2));
+    assert_eq!((revision(), revisions()), (new.clone(), count + 2));
+    // One alone, and before its time the cluster is looked at for another reason.
+    store("four");
+    std::thread::sleep(Duration::from_millis(300));
+    look("again");
+    world.wait("a revision for one Secret", SOON, || revision() != new);
     operator.stop().unwrap();
 }
 
