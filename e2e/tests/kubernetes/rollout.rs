@@ -75,6 +75,8 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
         world.sql("trades").query(sql, &[]).unwrap()[0].get::<_, i64>(0)
     };
     assert_eq!(connections(), 0);
+    // The Secrets that the operator made are changes, too, with which others would be gathered.
+    std::thread::sleep(Duration::from_secs(3));
     // Not by kubectl, which may take longer than changes are gathered.
     let look = |value: &str| {
         let looked = json!({ "metadata": { "annotations": { "looked": value } } });

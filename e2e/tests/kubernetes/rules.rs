@@ -157,6 +157,14 @@ fn every_rule_of_a_ledger_cluster_refuses_and_accepts() {
             json!({ "database": { "embedded": true, "secretRef": null } }),
         ),
         case(
+            "spec.database.caSecretRef",
+            "caSecretRef needs secretRef: the embedded database has no TLS",
+            json!({ "database": {
+                "embedded": true, "secretRef": null, "caSecretRef": { "name": "authority", "key": "ca.crt" },
+            } }),
+            json!({ "database": { "caSecretRef": { "name": "authority", "key": "ca.crt" } } }),
+        ),
+        case(
             "spec.ledger.batchSize",
             "batchSize must not be larger than queueEvents",
             json!({ "ledger": { "batchSize": 1001, "queueEvents": 1000 } }),
