@@ -47,7 +47,7 @@ build_images() {
 
 clean_up() {
     # Groups of processes that are gone with their namespace.
-    find /sys/fs/cgroup -depth -type d -path '*/certeus-node*' -exec rmdir {} + 2>/dev/null || true
+    find /sys/fs/cgroup -depth -type d \( -name certeus-node -o -path '*/certeus-node/*' \) -exec rmdir {} + 2>/dev/null || true
     rm -rf "$WORK"
 }
 
