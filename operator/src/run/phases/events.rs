@@ -126,8 +126,8 @@ fn pods_reason(degraded: &Condition) -> Option<&'static str> {
     use ConditionReason::{ImagePullFailed, PodsCrashing, PodsNotStarted, PodsUnschedulable};
     let reasons =
         [PodsCrashing, ImagePullFailed, PodsNotStarted, PodsUnschedulable].map(ConditionReason::as_str);
-    let reasons = reasons.into_iter().chain([ProblemReason::DrainStuck.as_str()]);
-    reasons.into_iter().find(|reason| *reason == degraded.reason)
+    let mut reasons = reasons.into_iter().chain([ProblemReason::DrainStuck.as_str()]);
+    reasons.find(|reason| *reason == degraded.reason)
 }
 
 #[cfg(test)]

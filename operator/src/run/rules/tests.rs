@@ -346,14 +346,7 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
         let scope = Scope::Namespaces(vec!["other".parse().unwrap(), "ns".parse().unwrap()]);
         let mut keeper = Keeper::new(world.tools.clone(), directory, scope);
         let mut later = Duration::ZERO;
-        let mut settle = async |changes: Vec<Change>| {
-            later += Duration::from_secs(600);
-            changes.into_iter().for_each(|change| keeper.take(change, clock::now()));
-            keeper.start(clock::now() + later);
-            while let Some(ended) = keeper.rounds.join_next_with_id().await {
-                keeper.finished(ended, clock::now());
-            }
-        };
+        let mut settle = async |changes| settle(&mut keeper, &mut later, changes).await;
         let complete = |watch, place| Listing { watch, place, complete: true };
         settle(vec![Change::List(complete(WATCH, 0))]).await;
         assert_eq!(pod.has().len(), 2, "AlertRules of one namespace are not known yet");
@@ -375,6 +368,16 @@ async fn pods_keep_their_prometheus_rules_until_it_is_known_which_there_are() {
     }
 }
 
+/// Ten minutes later, so that nothing waits for its pause: takes what changed, and lets all rounds end that are due.
+async fn settle(keeper: &mut Keeper, later: &mut Duration, changes: Vec<Change>) {
+    *later += Duration::from_secs(600);
+    changes.into_iter().for_each(|change| keeper.take(change, clock::now()));
+    keeper.start(clock::now() + *later);
+    while let Some(ended) = keeper.rounds.join_next_with_id().await {
+        keeper.finished(ended, clock::now());
+    }
+}
+
 #[tokio::test]
 async fn prometheus_rules_go_with_their_definition_and_come_back_with_it() {
     let mut world = World::new();
@@ -383,14 +386,7 @@ async fn prometheus_rules_go_with_their_definition_and_come_back_with_it() {
     directory.set(&ObjectKey::new("ns", "demo"), world.pods.take());
     let mut keeper = Keeper::new(world.tools.clone(), directory, Scope::All);
     let mut later = Duration::ZERO;
-    let mut settle = async |changes: Vec<Change>| {
-        later += Duration::from_secs(600);
-        changes.into_iter().for_each(|change| keeper.take(change, clock::now()));
-        keeper.start(clock::now() + later);
-        while let Some(ended) = keeper.rounds.join_next_with_id().await {
-            keeper.finished(ended, clock::now());
-        }
-    };
+    let mut settle = async |changes| settle(&mut keeper, &mut later, changes).await;
     let complete = |watch| Change::List(Listing { watch, place: 0, complete: true });
     let rule = || {
         let object = json!({

@@ -113,6 +113,28 @@ impl Sim {
         self.reconcile();
     }
 
+    /// From now on the pod answers so, if there is one.
+    fn behave(&mut self, ordinal: u32, manner: Manner) {
+        if let Some(pod) = self.pods.get_mut(&ordinal) {
+            pod.manner = manner;
+        }
+    }
+
+    /// Requests wait in the pod's spool, if it still takes any.
+    fn spool(&mut self, ordinal: u32) {
+        if let Some(pod) = self.pods.get_mut(&ordinal).filter(|pod| pod.state == PodState::Serving) {
+            pod.spool = 3;
+        }
+    }
+
+    /// The database is there, and all pods are well.
+    fn mend(&mut self) {
+        self.database = true;
+        for pod in self.pods.values_mut() {
+            pod.manner = Manner::Healthy;
+        }
+    }
+
     /// The StatefulSet controller.
     fn follow(&mut self, replicas: u32) {
         for ordinal in 0..replicas {
@@ -540,17 +562,9 @@ proptest! {
         for event in events {
             match event {
                 Event::Load(load) => sim.load = load,
-                Event::Manner(ordinal, manner) => {
-                    if let Some(pod) = sim.pods.get_mut(&ordinal) {
-                        pod.manner = manner;
-                    }
-                }
+                Event::Manner(ordinal, manner) => sim.behave(ordinal, manner),
                 Event::Database(up) => sim.database = up,
-                Event::Spool(ordinal) => {
-                    if let Some(pod) = sim.pods.get_mut(&ordinal).filter(|pod| pod.state == PodState::Serving) {
-                        pod.spool = 3;
-                    }
-                }
+                Event::Spool(ordinal) => sim.spool(ordinal),
                 // Its container is started again, and what it held in memory is gone; its volume is not.
                 Event::Crash(ordinal) => {
                     if let Some(pod) = sim.pods.get_mut(&ordinal) {
@@ -572,10 +586,7 @@ proptest! {
                 }
             }
         }
-        sim.database = true;
-        for pod in sim.pods.values_mut() {
-            pod.manner = Manner::Healthy;
-        }
+        sim.mend();
         sim.load = 2.0;
         sim.run(400);
         prop_assert!((3..=6).contains(&sim.count()), "{} {:?} {:?} {:?}", sim.count(), sim.drains(), sim.pods, sim.core.advice().outcome);

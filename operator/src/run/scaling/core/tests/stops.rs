@@ -150,17 +150,9 @@ proptest! {
             match event {
                 Event::Stop => sim.configure(STOPPED),
                 Event::Start(count) => sim.configure(&format!("autoscaling: {{ enabled: false }}\n  replicas: {count}")),
-                Event::Manner(ordinal, manner) => {
-                    if let Some(pod) = sim.pods.get_mut(&ordinal) {
-                        pod.manner = manner;
-                    }
-                }
+                Event::Manner(ordinal, manner) => sim.behave(ordinal, manner),
                 Event::Database(up) => sim.database = up,
-                Event::Spool(ordinal) => {
-                    if let Some(pod) = sim.pods.get_mut(&ordinal).filter(|pod| pod.state == PodState::Serving) {
-                        pod.spool = 3;
-                    }
-                }
+                Event::Spool(ordinal) => sim.spool(ordinal),
                 Event::Status(fails) => sim.status_fails = fails,
                 Event::Restart => sim.restart(),
                 Event::Wait(seconds) => sim.run(seconds),
@@ -169,11 +161,8 @@ proptest! {
                 prop_assert!(sim.noted.contains_key(ordinal), "{:?} {:?}", sim.volumes, sim.noted);
             }
         }
-        sim.database = true;
+        sim.mend();
         sim.status_fails = false;
-        for pod in sim.pods.values_mut() {
-            pod.manner = Manner::Healthy;
-        }
         sim.configure(ONE);
         sim.run(200);
         prop_assert_eq!(sim.count(), 1);
