@@ -214,9 +214,12 @@ impl Controller {
                 }
                 Effect::Gone => {
                     self.forget(&key);
-                    self.queue.forget(&key);
-                    self.context.pods.set(&key, None);
                     self.referred.remove(&key);
+                    self.context.pods.set(&key, None);
+                    // A reconcile that runs is not to be joined by one of a cluster made anew.
+                    if !self.queue.is_running(&key) {
+                        self.queue.forget(&key);
+                    }
                 }
             }
         }
@@ -318,5 +321,13 @@ impl Controller {
         if let Some(due) = due {
             self.queue.wake(&key, Wake::Seen, due);
         }
+        if !self.world.has(&key) {
+            // It went meanwhile, and this reconcile may have told of its pods after that.
+            self.queue.forget(&key);
+            self.context.pods.set(&key, None);
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -213,6 +213,10 @@ impl World {
         })
     }
 
+    pub(crate) fn has(&self, key: &ObjectKey) -> bool {
+        self.clusters.contains_key(key)
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.clusters.keys()
     }
