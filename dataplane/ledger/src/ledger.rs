@@ -163,9 +163,13 @@ impl Shared {
         self.log.refuses()
     }
 
-    /// Whether a request of which nothing is stored had better go to the spool than wait for the database.
+    /// Whether a request had better go to the spool than wait for the database.
     pub(crate) fn prefers_spool(&self) -> bool {
         self.spool.is_some() && self.health.state() == BreakerState::Open
+    }
+
+    pub(crate) fn spool_takes_requests(&self) -> bool {
+        self.spool.as_ref().is_some_and(|spool| spool.status().takes_requests())
     }
 
     /// Whether commits are believed to go through.
@@ -345,7 +349,7 @@ impl Ledger {
     /// Whether commits do not go through and the spool takes the database's place.
     #[must_use]
     pub fn is_spooling(&self) -> bool {
-        self.shared.health.is_away() && self.spool_status().is_some_and(|spool| spool.takes_requests())
+        self.shared.health.is_away() && self.shared.spool_takes_requests()
     }
 
     /// What is known about the spool, if there is one; also brings its gauges up to date.

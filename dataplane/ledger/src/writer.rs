@@ -208,6 +208,9 @@ impl Writer<'_> {
         if Instant::now() >= deadline || self.shared.prefers_spool() {
             return Err(CommitError::Unavailable);
         }
+        // Where there is a spool, what is certainly not stored need not wait for the database; nor need what may be stored, if its
+        // replay is known again.
+        let is_named = batch.claims.iter().all(Option::is_some);
         let mut doubt = Doubt::default();
         let mut looked = false;
         let mut backoff = BACKOFF_MIN;
@@ -256,8 +259,8 @@ impl Writer<'_> {
                     self.shared.health.failed(&self.shared.metrics, &failed.reason);
                 }
             }
-            // What is certainly not stored need not wait for the database where there is a spool.
-            if Instant::now() + backoff >= deadline || (!doubt.earlier && self.shared.prefers_spool()) {
+            let may_spool = !doubt.earlier || is_named && self.shared.spool_takes_requests();
+            if Instant::now() + backoff >= deadline || may_spool && self.shared.prefers_spool() {
                 return Err(if doubt.earlier {
                     CommitError::OutcomeUnknown
                 } else {

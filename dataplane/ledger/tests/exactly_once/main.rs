@@ -3,11 +3,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use certeus_ledger::{AppendError, CommitError, Ledger, Receipt};
+use certeus_ledger::{Acknowledged, AppendError, CommitError, Ledger, Receipt};
 use certeus_localpg::{LocalPg, Options};
-use support::{close, keyed, lines, number, numbered, request, sql, start, stored};
+use support::{close, connect, keyed, lines, number, numbered, request, sql, start, start_spooling, stored};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -222,6 +222,48 @@ async fn repeats_through_killed_connections_store_each_request_once() {
     for pod in pods {
         close(pod).await;
     }
+}
+
+/// The database goes away while commits wait for the head's row: they were sent, and nobody knows what became of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_doubt_is_spooled_at_once_if_its_replay_is_known_again() {
+    let pg = LocalPg::start(&Options::default()).unwrap();
+    let spool = tempfile::tempdir().unwrap();
+    let pod = start_spooling(&pg, spool.path()).await;
+    // A database that lets nobody in: from another one, since this one would not let us in, either.
+    let (admin, mut holder) = (connect(&pg.database_url("template1")).await, sql(&pg).await);
+    pod.0.append(request("first", 1)).await.unwrap();
+    let head = holder.transaction().await.unwrap();
+    head.batch_execute("SELECT FROM certeus.heads FOR UPDATE").await.unwrap();
+    // One for each writer, by way of each of the two commit paths.
+    let sent = [keyed("x", 3, "k"), numbered("p", 0, 0, 600)].map(|request| {
+        let ledger = pod.0.clone();
+        tokio::spawn(async move { ledger.submit(request, b"").await })
+    });
+    let waiting = "SELECT count(*) FROM pg_stat_activity \
+                   WHERE application_name = 'certeus-dataplane' AND wait_event_type = 'Lock'";
+    while number(&admin, waiting).await < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let began = Instant::now();
+    admin.batch_execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false").await.unwrap();
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'certeus-dataplane'";
+    assert!(number(&admin, kill).await >= 2);
+    for sent in sent {
+        let acknowledged = sent.await.unwrap().unwrap();
+        assert!(matches!(acknowledged, Acknowledged::Spooled { .. }), "{acknowledged:?}");
+    }
+    // A commit in doubt is given five seconds at least.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+
+    admin.batch_execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true").await.unwrap();
+    head.commit().await.unwrap();
+    while pod.0.spool_status().unwrap().known_records() != Some(0) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(pod.0.append(keyed("x", 3, "k")).await.unwrap().replayed);
+    assert_eq!(stored(&holder).await, 1 + 3 + 600);
+    close(pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,12 @@
 //! A ledger beside a real PostgreSQL, and requests for it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use certeus_ledger::request::{IdempotencyKey, Identity, ProducerSequence};
 use certeus_ledger::submission::{Format, Limits, OnBadEvent, Submission};
-use certeus_ledger::{Availability, Config, Database, Ledger, QueueConfig, Tasks};
+use certeus_ledger::{Availability, Config, Database, Ledger, QueueConfig, SpoolConfig, Tasks};
 use certeus_localpg::LocalPg;
 use tokio_postgres::{Client, NoTls};
 
@@ -42,6 +43,15 @@ pub(crate) fn numbered(producer: &str, epoch: u32, first: u64, count: usize) -> 
 }
 
 pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
+    start_with(pg, None).await
+}
+
+/// With a spool in this folder.
+pub(crate) async fn start_spooling(pg: &LocalPg, folder: &Path) -> (Ledger, Tasks) {
+    start_with(pg, Some(SpoolConfig { path: folder.to_owned(), bytes_max: 64 << 20 })).await
+}
+
+async fn start_with(pg: &LocalPg, spool: Option<SpoolConfig>) -> (Ledger, Tasks) {
     let config = Config {
         name: "default".to_owned(),
         database: Database::from_url(&pg.url()).unwrap(),
@@ -51,7 +61,7 @@ pub(crate) async fn start(pg: &LocalPg) -> (Ledger, Tasks) {
         encryption: None,
         log: None,
         archive: None,
-        spool: None,
+        spool,
     };
     let (ledger, tasks) = Ledger::start(config, &prometheus::Registry::new()).unwrap();
     let mut changes = ledger.watch_availability();
@@ -66,7 +76,11 @@ pub(crate) async fn close((ledger, tasks): (Ledger, Tasks)) {
 }
 
 pub(crate) async fn sql(pg: &LocalPg) -> Client {
-    let (client, connection) = tokio_postgres::connect(&pg.url(), NoTls).await.unwrap();
+    connect(&pg.url()).await
+}
+
+pub(crate) async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
