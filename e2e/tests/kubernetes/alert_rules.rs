@@ -63,7 +63,7 @@ pub(crate) fn has_no_trouble(operator: &Operator) {
 
 #[test]
 fn rules_reach_the_pods_follow_edits_and_go() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("rules", false);
     let operator = world.operator();
     world.space.apply(&rule("early", "trades", "up == 0")).unwrap();

@@ -68,7 +68,7 @@ fn a_secret_that_pods_would_refuse_is_told_and_no_pod_pays_for_it() {
     const KEY: &str = "0123456789abcdef0123456789abcdef";
     const KEYS: &str = "callers";
     const TELLING: Duration = Duration::from_secs(1);
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("secret", false);
     let operator = world.operator();
     let put_url = |url: &str| world.space.put_secret(&secret_of("trades"), &[("url", url)]).unwrap();
@@ -136,7 +136,7 @@ fn a_secret_that_pods_would_refuse_is_told_and_no_pod_pays_for_it() {
 /// Each cluster with trouble of its own, side by side: much of this is waiting.
 #[test]
 fn trouble_of_pods_is_told_as_what_it_is_until_it_is_over() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("trouble", false);
     let operator = world.operator();
     thread::scope(|scope| {

@@ -31,7 +31,7 @@ fn append(world: &Installed, n: u32) -> String {
 
 #[test]
 fn an_embedded_database_serves_its_pods_and_keeps_what_they_committed() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("embedded", false);
     let operator = world.operator();
     world.space.apply(CLUSTER).unwrap();

@@ -21,7 +21,7 @@ fn rule(name: &str) -> String {
 
 #[test]
 fn a_cluster_with_rules_goes_without_its_database_and_leaves_what_it_has_acknowledged() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let mut world = Installed::new("delete-all", false);
     let operator = world.operator();
     world.create("trades", &fixed(2));

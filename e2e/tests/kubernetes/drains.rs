@@ -44,7 +44,7 @@ fn replicas(world: &Installed) -> i32 {
 /// Of the four pods, one stays; one falls silent for a while, one is lost with its node, one has events and loses its volume.
 #[test]
 fn pods_that_cannot_drain_are_told_hinder_no_other_and_go_when_they_can() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("stuck", false);
     let operator = world.operator();
     let way = Proxy::start(world.postgres.address()).unwrap();

@@ -100,7 +100,7 @@ fn a_pod_that_does_not_drain_is_kept_and_hinders_nothing_else() {
     const THREE: &str = "  autoscaling: {min: 3, max: 3, cooldown: 1s}\n";
     // The same largest number, so that no pod gets another configuration.
     const FEWER: &str = "  autoscaling: {min: 1, max: 3, cooldown: 1s}\n";
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("drain", true);
     let operator = world.operator();
     world.create("trades", THREE);
@@ -130,7 +130,7 @@ fn a_pod_that_does_not_drain_is_kept_and_hinders_nothing_else() {
 fn pods_that_cannot_be_measured_are_not_removed() {
     const THREE: &str = "  autoscaling: {min: 3, max: 3, cooldown: 1s}\n";
     const FEWER: &str = "  autoscaling: {min: 1, max: 3, cooldown: 1s}\n";
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("blind", true);
     let operator = world.operator();
     world.create("trades", THREE);

@@ -23,10 +23,23 @@ mod stopped;
 mod upgrade;
 mod waiting;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Tests that measure under load, or start many pods, do so one after the other: two cores are not more.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whose turn it is: two cores are not more.
+static TURN: RwLock<()> = RwLock::new(());
+
+/// The turn of a test that brings load, or starts many pods.
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    TURN.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The turn of one that waits most of its time, beside others like it.
+fn beside() -> RwLockReadGuard<'static, ()> {
+    TURN.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Taken before a turn by tests that define other people's kinds, or remove them: the whole control plane has these in common.
+fn definitions() -> MutexGuard<'static, ()> {
+    static DEFINITIONS: Mutex<()> = Mutex::new(());
+    DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,7 +28,7 @@ fn replicas(world: &Installed) -> i32 {
 
 #[test]
 fn an_hpa_on_the_stateful_set_is_told_and_left_to_it_until_it_goes() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("owners", false);
     let operator = world.operator();
     let of_the_workload =
@@ -98,7 +98,7 @@ spec:
 #[test]
 fn an_hpa_scales_the_ledger_cluster_once_kubectl_has_given_it_a_number() {
     const FIXED: &str = "  autoscaling: {enabled: false, min: 1}\n";
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("scale", false);
     let operator = world.operator();
     world.create("trades", FIXED);

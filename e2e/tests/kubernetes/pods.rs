@@ -89,7 +89,7 @@ fn append(kubelet: &Kubelet, pod: &str, count: usize) -> usize {
 
 #[test]
 fn a_plain_stateful_set_of_the_data_plane_lives_as_on_a_node() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let space = Space::new("kubelet").unwrap();
     let data = space.dir().join("postgres");
     let mut postgres = Postgres::start(&data, space.dir(), &[], &[]).unwrap();

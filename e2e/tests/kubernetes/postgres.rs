@@ -19,7 +19,7 @@ fn wait_for_reason(world: &Installed, kind: &str, reason: &str) {
 /// This server has no TLS, so that whoever trusts certain certificates alone must refuse it.
 #[test]
 fn certificates_to_trust_are_checked_before_pods_get_them_and_never_passed_over() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("trust", false);
     let operator = world.operator();
     world.prepare("trades");
@@ -54,7 +54,7 @@ fn certificates_to_trust_are_checked_before_pods_get_them_and_never_passed_over(
 /// With the other way in which a StatefulSet may manage its pods, this one would wait for ever for its first pod.
 #[test]
 fn an_embedded_database_with_a_wrong_image_starts_once_it_has_the_right_one() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("image", false);
     let operator = world.operator();
     let cluster = |database: &str| {

@@ -16,7 +16,8 @@ const REST: Duration = Duration::from_secs(8);
 
 #[test]
 fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
-    let _alone = crate::alone();
+    let _definitions = crate::definitions();
+    let _turn = crate::beside();
     let world = Installed::new("drift", false);
     let operator = world.operator();
     world.space.define_foreign("monitoring.coreos.com", "ServiceMonitor").unwrap();
@@ -117,7 +118,7 @@ fn a_cluster_becomes_ready_then_nothing_is_written_and_drift_is_put_right() {
 
 #[test]
 fn an_api_server_that_fails_delays_changes_and_loses_none() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("faults", false);
     let mut operator = world.operator();
     world.create("trades", &format!("{}  stopped: true\n", fixed(1)));
@@ -180,7 +181,7 @@ fn an_api_server_that_fails_delays_changes_and_loses_none() {
 
 #[test]
 fn an_invalid_cluster_hurts_itself_alone_and_is_told_why() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("invalid", false);
     // A namespace without rights in it, and one that does not exist.
     let other = Space::with_definitions("refused").unwrap();
@@ -223,7 +224,7 @@ fn an_invalid_cluster_hurts_itself_alone_and_is_told_why() {
 
 #[test]
 fn a_deleted_cluster_goes_with_all_it_owns_although_its_pods_hang() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("delete", false);
     let operator = world.operator();
     world.create("trades", &fixed(1));

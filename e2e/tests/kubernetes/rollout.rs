@@ -19,7 +19,7 @@ const TAKE_OVER: Duration = Duration::from_secs(40);
 
 #[test]
 fn a_change_of_the_database_secret_replaces_every_pod_once() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("rotate", false);
     let operator = world.operator();
     // As CloudNativePG makes it for a cluster `pg`.
@@ -130,7 +130,7 @@ fn rotate(world: &Installed, turn: u32) {
 
 #[test]
 fn a_rollout_passes_a_pod_that_does_not_drain_and_waits_for_one_that_does_not_run() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let mut world = Installed::new("victims", true);
     let operator = world.operator();
     world.create("trades", &fixed(2));
@@ -203,7 +203,7 @@ fn a_rollout_passes_a_pod_that_does_not_drain_and_waits_for_one_that_does_not_ru
 
 #[test]
 fn another_operator_goes_on_where_a_killed_one_stopped_and_restarts_no_pod_without_reason() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("leader", false);
     let first = world.operator();
     world.create("trades", &fixed(2));

@@ -19,7 +19,7 @@ fn spooled(world: &Installed) -> Vec<SpooledVolume> {
 
 #[test]
 fn a_cluster_stops_without_its_database_and_commits_what_it_has_spooled_when_it_starts() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let mut world = Installed::new("stopped", false);
     let operator = world.operator();
     world.create("trades", &fixed(3));

@@ -41,7 +41,7 @@ fn workload(world: &Installed) -> (Option<i64>, String) {
 
 #[test]
 fn an_operator_of_another_version_restarts_no_pod_until_a_version_is_named() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("upgrade", false);
     let old_version = old_version();
     let program =

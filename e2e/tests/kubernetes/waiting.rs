@@ -35,7 +35,7 @@ fn told(world: &Installed, reason: &str) -> usize {
 
 #[test]
 fn an_image_that_cannot_be_pulled_is_told_once_and_pods_with_the_right_one_end_it() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("unpulled", false);
     let operator = world.operator();
     world.create("trades", &(fixed(2) + "  image: nowhere.invalid/certeus/dataplane\n"));
@@ -62,7 +62,7 @@ fn an_image_that_cannot_be_pulled_is_told_once_and_pods_with_the_right_one_end_i
 
 #[test]
 fn a_pod_that_no_node_takes_is_told_once_that_has_lasted() {
-    let _alone = crate::alone();
+    let _turn = crate::beside();
     let world = Installed::new("homeless", false);
     let operator = world.operator();
     world.create("trades", &fixed(1));
