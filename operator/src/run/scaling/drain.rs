@@ -7,18 +7,21 @@
 //! is stopped is another matter: its pods go soon in any case, and what they hold is noted (`parked.rs`).
 //! Read next: `volumes.rs`, `parked.rs`, `core.rs`.
 
+mod replies;
 mod stop;
+mod words;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use certeus_autoscale::PodPhase;
 use certeus_operator::decide::Scrapes;
-use serde::Deserialize;
 
 use super::parked::Parked;
 use super::volumes::Volumes;
 use crate::run::pods::PodSeen;
+pub(crate) use words::DrainState;
+pub(super) use words::{Ask, DrainEnd, NoReply, PodDrain, PodState, Reply, Request};
 
 /// A full queue and a slow database take a pod this long at most; past it the drain counts as stuck. The pod goes on with it; of a
 /// cluster that is stopped it goes.
@@ -32,120 +35,6 @@ const STRAY_AFTER: Duration = Duration::from_secs(30);
 const SILENT_MAX: u32 = 3;
 /// A pod whose node lives is gone within seconds of the end of its grace period. Past it nobody ends it any more.
 const LEAVE_SLACK: Duration = Duration::from_secs(30);
-
-/// What a pod is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// To drain, and how far it is.
-    Drain,
-    /// How far it is.
-    Look,
-    /// To serve again.
-    Cancel,
-}
-
-/// One request to one pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) ordinal: u32,
-    pub(super) ask: Ask,
-}
-
-/// The part of a pod's answer that counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct PodDrain {
-    pub(super) state: PodState,
-    /// Requests that only a pod which serves can bring to the database; `None` if it does not know either.
-    pub(super) spool_records: Option<u64>,
-}
-
-/// How far a pod is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum PodState {
-    Serving,
-    Draining,
-    Drained,
-    /// Its process ends once it has drained, and is started anew.
-    Restarting,
-}
-
-/// Why there is no answer that counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoReply {
-    /// Nothing came back, or nothing that can be read.
-    Silent,
-    /// The pod did not agree.
-    Status(u16),
-}
-
-pub(super) type Reply = Result<PodDrain, NoReply>;
-
-/// Where the drain of a pod stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DrainState {
-    /// Not asked yet: requests wait in its spool, and only while it serves do they get to the database.
-    Spooled,
-    /// It answers no scrape, or does not say what is in its spool, so nobody knows what it holds.
-    Unknown,
-    /// It finishes what it admitted.
-    Draining,
-    /// It holds nothing more.
-    Drained,
-    /// It did not agree to drain, or did not answer.
-    Refused(Option<u16>),
-    /// It has not drained in [`DRAIN_TIMEOUT`].
-    Stuck,
-    /// It is to serve again.
-    Cancelling,
-    /// It is being deleted already.
-    Leaving,
-    /// It is being deleted, and has not gone [`LEAVE_SLACK`] after its grace period.
-    Hanging,
-    /// No process of it runs, and its volume is empty.
-    Absent,
-    /// No process of it runs, and its volume holds requests, or may hold some.
-    Down,
-    /// The cluster is stopped: it goes, and what its volume holds, or may hold, waits there.
-    Parked,
-}
-
-impl DrainState {
-    fn is_released(self) -> bool {
-        matches!(self, Self::Drained | Self::Absent)
-    }
-
-    /// It will not end without somebody's help.
-    pub(crate) fn needs_help(self) -> bool {
-        matches!(self, Self::Stuck | Self::Down | Self::Hanging)
-    }
-
-    /// What the pod waits for, or what went wrong; `None` while all goes as it should.
-    pub(super) fn message(self) -> Option<String> {
-        let message = match self {
-            Self::Draining | Self::Drained | Self::Leaving | Self::Absent => return None,
-            Self::Parked => "goes as the cluster is stopped; what is in its spool stays on its volume until it runs again".to_owned(),
-            Self::Spooled => "holds spooled requests, and serves until the database has them".to_owned(),
-            Self::Unknown => "does not say what it holds, and stays until it does".to_owned(),
-            Self::Refused(Some(status)) => {
-                format!("does not agree to drain (status {status}), and is asked again")
-            }
-            Self::Refused(None) => "does not answer when asked to drain, and is asked again".to_owned(),
-            Self::Stuck => {
-                format!("has not drained within {} s, and stays until it has", DRAIN_TIMEOUT.as_secs())
-            }
-            Self::Cancelling => "is needed after all, and returns to service".to_owned(),
-            Self::Hanging => "is being deleted and does not end: if its node is gone for good, delete the Node, or \
-                              the pod with --force"
-                .to_owned(),
-            Self::Down => "does not run, and its spool holds requests or may hold some: it stays until it runs again \
-                           and the database has them. To remove it all the same, scale the StatefulSet by hand; \
-                           its volume stays"
-                .to_owned(),
-        };
-        Some(message)
-    }
-}
 
 /// One pod's drain.
 #[derive(Clone, Debug)]
@@ -191,27 +80,10 @@ impl Drain {
         self.failures = self.failures.saturating_add(1);
         self.retry_at = now.saturating_add(wait);
     }
-}
 
-/// What became of a drain, for the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DrainEnd {
-    Drained,
-    Refused,
-    Stuck,
-    Cancelled,
-}
-
-impl DrainEnd {
-    pub(super) const ALL: [Self; 4] = [Self::Drained, Self::Refused, Self::Stuck, Self::Cancelled];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Drained => "drained",
-            Self::Refused => "refused",
-            Self::Stuck => "stuck",
-            Self::Cancelled => "cancelled",
-        }
+    fn refuse(&mut self, status: Option<u16>, now: Duration) {
+        self.back_off(now);
+        self.enter(DrainState::Refused(status), now);
     }
 }
 
@@ -420,86 +292,6 @@ impl Drains {
         ask
     }
 
-    /// Takes note of an answer. One that is no longer waited for changes nothing.
-    pub(super) fn replied(&mut self, now: Duration, request: Request, reply: Reply) {
-        let Request { ordinal, ask } = request;
-        let Some(drain) = self.drains.get_mut(&ordinal).filter(|drain| drain.under_way) else { return };
-        drain.under_way = false;
-        match (ask, drain.state) {
-            (Ask::Cancel, _) => match reply {
-                Ok(PodDrain { state: PodState::Serving, .. }) if drain.serve_first => {
-                    drain.serve_first = false;
-                    drain.asked = false;
-                    drain.enter(DrainState::Spooled, now);
-                }
-                Ok(PodDrain { state: PodState::Serving, .. }) => {
-                    self.drains.remove(&ordinal);
-                    self.ended.push(DrainEnd::Cancelled);
-                }
-                // Being stopped already.
-                Err(NoReply::Status(409)) => {
-                    self.drains.remove(&ordinal);
-                }
-                Ok(_) | Err(_) => drain.back_off(now),
-            },
-            // Its answer came after the decision to take the drain back.
-            (Ask::Drain | Ask::Look, DrainState::Cancelling) => {}
-            (Ask::Drain | Ask::Look, state) => match reply {
-                Ok(PodDrain { state: PodState::Drained, spool_records: Some(0) }) => {
-                    drain.failures = 0;
-                    if state != DrainState::Drained {
-                        self.ended.push(DrainEnd::Drained);
-                    }
-                    self.parked.forget(ordinal);
-                    drain.enter(DrainState::Drained, now);
-                }
-                Ok(PodDrain { state: PodState::Drained, spool_records }) if self.stopping_since.is_some() => {
-                    drain.failures = 0;
-                    if state != DrainState::Parked {
-                        self.ended.push(DrainEnd::Drained);
-                    }
-                    self.parked.park(ordinal, spool_records);
-                    drain.enter(DrainState::Parked, now);
-                }
-                Ok(PodDrain { state: PodState::Drained, .. }) => {
-                    drain.serve_first = true;
-                    drain.retry_at = now;
-                    drain.enter(DrainState::Spooled, now);
-                }
-                Ok(PodDrain { state: PodState::Draining, .. }) if state == DrainState::Stuck => {
-                    drain.back_off(now);
-                }
-                // It had its time.
-                Ok(_) if state == DrainState::Parked => {}
-                Ok(PodDrain { state: PodState::Draining | PodState::Restarting, .. }) => {
-                    drain.enter(DrainState::Draining, now);
-                }
-                // Started anew meanwhile.
-                Ok(PodDrain { state: PodState::Serving, .. }) if ask == Ask::Look => {
-                    drain.enter(DrainState::Unknown, now);
-                }
-                Ok(PodDrain { state: PodState::Serving, .. }) => {
-                    refuse(drain, None, now);
-                    self.ended.push(DrainEnd::Refused);
-                }
-                Err(_) if ask == Ask::Look => {
-                    drain.failures = drain.failures.saturating_add(1);
-                    if state == DrainState::Drained && drain.failures >= SILENT_MAX {
-                        drain.enter(DrainState::Unknown, now);
-                    }
-                }
-                Err(reason) => {
-                    let status = match reason {
-                        NoReply::Silent => None,
-                        NoReply::Status(status) => Some(status),
-                    };
-                    refuse(drain, status, now);
-                    self.ended.push(DrainEnd::Refused);
-                }
-            },
-        }
-    }
-
     /// How many pods may stay when those from `target` on are to go: of `replicas`, the highest ordinals that are released go.
     pub(super) fn released(&self, target: u32, replicas: u32, stop: bool) -> u32 {
         let is_released = |ordinal: &u32| {
@@ -535,9 +327,4 @@ fn drain_of<'a>(
         drains.remove(&ordinal);
     }
     drains.entry(ordinal).or_insert_with(|| Drain::new(uid, DrainState::Unknown, now))
-}
-
-fn refuse(drain: &mut Drain, status: Option<u16>, now: Duration) {
-    drain.back_off(now);
-    drain.enter(DrainState::Refused(status), now);
 }
