@@ -141,8 +141,9 @@ need_node() {
 
 need_deny() {
     has_deny && return
-    echo "setup: building cargo-deny $DENY_VERSION below .tools; this takes some minutes, once"
-    cargo install cargo-deny --locked --version "$DENY_VERSION" --root .tools
+    echo "setup: building cargo-deny $DENY_VERSION below .tools; this takes a minute or two, once"
+    # Optimised it would take more than twice as long to build, to save two seconds of a check.
+    cargo install cargo-deny --locked --version "$DENY_VERSION" --root .tools --debug
 }
 
 need_shellcheck() {
