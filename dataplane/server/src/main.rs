@@ -7,6 +7,7 @@ mod api;
 mod auth;
 mod body;
 mod config;
+mod last_words;
 mod lifecycle;
 mod listen;
 mod problem;
@@ -53,7 +54,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(45);
     after_help = "Environment: CERTEUS_DB_URL (required), CERTEUS_API_KEY, CERTEUS_DECRYPT_API_KEY, CERTEUS_ENCRYPTION_KEY, \
                   CERTEUS_SIGNING_KEY; CERTEUS_API_LISTEN, CERTEUS_ADMIN_LISTEN, CERTEUS_METRICS_PORT, CERTEUS_POOL_SIZE, \
                   CERTEUS_LOG_LEVEL, CERTEUS_SIGNING_KEY_FILE, CERTEUS_LOG_ORIGIN, CERTEUS_LOG_ANCHOR, CERTEUS_LOG_ANCHOR_SHARED, STRICT_PROOF_ONLY, \
-                  PUBLIC_BASE_URL override the file.\n\n\
+                  PUBLIC_BASE_URL override the file. CERTEUS_TERMINATION_LOG is a file that takes the reason of a failure \
+                  (/dev/termination-log, if that is there).\n\n\
                   Exit codes: 0 drained and stopped, 1 failed, 2 the configuration cannot work.\n\n\
                   Example:\n  CERTEUS_DB_URL=postgres://me:secret@localhost/events certeus-dataplane"
 )]
@@ -76,10 +78,7 @@ fn main() -> ExitCode {
     let Args { config, spool, check_config, check_ready } = Args::parse();
     let config = match Config::load(config.as_deref(), spool, |name| std::env::var_os(name)) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
-            return ExitCode::from(2);
-        }
+        Err(error) => return cannot_work(error, !check_config && !check_ready),
     };
     if check_config {
         println!("the configuration is valid");
@@ -96,11 +95,9 @@ fn main() -> ExitCode {
     }
     let keys = match config.signing_key.load() {
         Ok(keys) => keys,
-        Err(error) => {
-            eprintln!("certeus-dataplane: {:#}", anyhow::Error::from(error));
-            return ExitCode::from(2);
-        }
+        Err(error) => return cannot_work(error, true),
     };
+    last_words::leave_panics();
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
@@ -118,10 +115,22 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(reason = format!("{error:#}"), "the pod stops");
+            let reason = format!("{error:#}");
+            last_words::leave(&reason);
+            tracing::error!(reason, "the pod stops");
             ExitCode::FAILURE
         }
     }
+}
+
+/// `as_pod`: it is the pod itself that ends, not somebody who only looks at its configuration.
+fn cannot_work(error: impl Into<anyhow::Error>, as_pod: bool) -> ExitCode {
+    let reason = format!("{:#}", error.into());
+    if as_pod {
+        last_words::leave(&reason);
+    }
+    eprintln!("certeus-dataplane: {reason}");
+    ExitCode::from(2)
 }
 
 async fn run(config: Config, keys: Option<Arc<SigningKeys>>) -> anyhow::Result<()> {

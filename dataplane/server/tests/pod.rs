@@ -408,6 +408,30 @@ fn a_configuration_that_cannot_work_ends_with_code_2_and_the_path() {
 }
 
 #[test]
+fn what_ends_a_pod_is_left_for_kubernetes_and_by_the_pod_alone() {
+    const WRONG: &str = "ledger:\n  batchSiz: 5\n";
+    let folder = tempfile::tempdir().unwrap();
+    let words = folder.path().join("termination-log");
+    let end = |yaml: &str, env: &[(&str, &str)], arguments: &[&str]| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut command = support::command("postgres://localhost/x", &Settings { yaml, env }, &file);
+        command.args(arguments).env("CERTEUS_TERMINATION_LOG", &words).output().unwrap().status.code()
+    };
+    assert_eq!((end(WRONG, &[], &[]), words.exists()), (Some(2), false), "nobody asked for one");
+    std::fs::write(&words, "").unwrap();
+    let left = || std::fs::read_to_string(&words).unwrap();
+    for argument in ["--check-config", "--check-ready"] {
+        assert_eq!((end(WRONG, &[], &[argument]), left()), (Some(2), String::new()));
+    }
+    assert_eq!(end(WRONG, &[], &[]), Some(2));
+    assert!(left().contains("ledger.batchSiz: unknown field"), "{}", left());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert_eq!(end("", &[("CERTEUS_ADMIN_LISTEN", &address)], &[]), Some(1));
+    assert!(left().starts_with(&format!("cannot listen on {address}")), "{}", left());
+}
+
+#[test]
 fn a_request_sent_again_gets_the_same_bytes_from_every_pod() {
     let pg = postgres();
     let pods = [(); 2].map(|()| Pod::start(&pg.url(), &Settings::default()).ready());

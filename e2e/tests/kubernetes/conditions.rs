@@ -162,6 +162,8 @@ fn pods_that_crash(world: &Installed) {
     let message = world.wait_for_reason("crashing", "Degraded", "True", "PodsCrashing");
     let begin = "pod crashing-0 is restarted again and again, ended last with exit code 1";
     assert!(message.starts_with(begin), "{message}");
+    // Its own last words.
+    assert!(message.contains("perhaps"), "{message}");
     world.wait_for_reason("crashing", "Ready", "False", "PodsNotReady");
     // Between two waits it runs for a moment, which is no recovery.
     let again = |pod: Option<&Pod>| pod.is_some_and(|pod| restarts(pod) >= 4);

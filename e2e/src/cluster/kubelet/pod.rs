@@ -181,7 +181,8 @@ impl Life {
         }
         let status = self.ended();
         drop(lock(&self.process).take());
-        self.view.end(status);
+        let words = std::fs::read_to_string(self.dir.join(template::LAST_WORDS));
+        self.view.end(status, &words.unwrap_or_default());
         end
     }
 
@@ -348,13 +349,13 @@ impl View {
         self.state = json!({ "running": { "startedAt": now() } });
     }
 
-    fn end(&mut self, status: Option<ExitStatus>) {
+    fn end(&mut self, status: Option<ExitStatus>, words: &str) {
         let signal = status.and_then(|status| status.signal());
         let code = status.and_then(|status| status.code()).unwrap_or(128 + signal.unwrap_or(9));
         let reason = if code == 0 { "Completed" } else { "Error" };
         let began = self.state["running"]["startedAt"].clone();
         self.state = json!({ "terminated": {
-            "exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now(), "message": self.message,
+            "exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now(), "message": words,
         } });
         self.last_state = self.state.clone();
         self.started = false;

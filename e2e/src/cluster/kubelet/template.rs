@@ -21,6 +21,8 @@ use super::{ADMIN_PORT, API_PORT, HIDDEN_ADMIN_PORT, Shared, service};
 
 /// Each pod has one of its own.
 const LOOPBACK: &str = "127.0.0.1";
+/// What a container leaves as its last message, in the pod's folder.
+pub(super) const LAST_WORDS: &str = "termination-log";
 const ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Why a container does not start yet: reason and message of its waiting state.
@@ -104,6 +106,10 @@ pub(super) async fn prepare(
     env.insert("CERTEUS_API_LISTEN".to_owned(), format!("{address}:{API_PORT}"));
     env.insert("CERTEUS_ADMIN_LISTEN".to_owned(), format!("{address}:{admin_port}"));
     env.insert("POD_ADDRESS".to_owned(), address.to_string());
+    // Empty for each container, as a kubelet makes it.
+    let last_words = dir.join(LAST_WORDS);
+    fs::write(&last_words, "").map_err(|error| not_yet(error.to_string()))?;
+    env.insert("CERTEUS_TERMINATION_LOG".to_owned(), last_words.to_string_lossy().into_owned());
     env.insert("PATH".to_owned(), path());
     if let Some((_, folder)) = mounts.iter().find(|(path, _)| path == ACCOUNT_FOLDER) {
         env.insert("KUBECONFIG".to_owned(), preparing.kubeconfig(folder)?);
