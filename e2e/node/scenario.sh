@@ -130,6 +130,32 @@ sleep 10
 settled 2
 load_ended kill
 
+say "what ends the pods of another ledger is told in its status"
+kubectl -n "$NS" create secret generic bucket --from-literal=AWS_ACCESS_KEY_ID=x --from-literal=AWS_SECRET_ACCESS_KEY=x \
+    --from-literal=AWS_REGION=x --from-literal=AWS_ALLOW_HTTP=perhaps >/dev/null
+kubectl -n "$NS" apply -f - <<'EOF' >/dev/null
+apiVersion: certeus.io/v1alpha1
+kind: LedgerCluster
+metadata:
+  name: crashing
+spec:
+  image: certeus/dataplane
+  database:
+    secretRef: { name: postgres, key: url }
+  security:
+    objectStoreSecretRef: { name: bucket }
+  retention:
+    archive: s3://bucket/ledger
+  autoscaling: { enabled: false }
+  replicas: 1
+EOF
+kubectl -n "$NS" wait ledgercluster/crashing --timeout=90s >/dev/null \
+    --for=jsonpath='{.status.conditions[?(@.type=="Degraded")].reason}'=PodsCrashing || fail "no pod crashes"
+told=$(kubectl -n "$NS" get ledgercluster crashing -o jsonpath='{.status.conditions[?(@.type=="Degraded")].message}')
+echo "    $told"
+grep -q 'exit code 1.*perhaps' <<<"$told" || fail "the reason is missing: $told"
+kubectl -n "$NS" delete ledgercluster crashing >/dev/null
+
 say "the operator is gone, the ledger stays"
 helm uninstall certeus --namespace certeus-system --wait >/dev/null
 load_started alone

@@ -113,7 +113,11 @@ fn main() -> ExitCode {
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(run(config, keys)));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            // A task that panicked some time ago is not what ended it.
+            last_words::leave("");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             let reason = format!("{error:#}");
             last_words::leave(&reason);

@@ -11,6 +11,8 @@ use support::{close, connect, keyed, lines, number, numbered, request, sql, star
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+const IN_TIME: Duration = Duration::from_secs(30);
+
 /// What must be the same in every reply.
 fn places(receipt: Receipt) -> (u64, usize, Uuid) {
     (receipt.first_index, receipt.count, receipt.first_id)
@@ -242,9 +244,8 @@ async fn what_is_in_doubt_is_spooled_at_once_if_its_replay_is_known_again() {
     });
     let waiting = "SELECT count(*) FROM pg_stat_activity \
                    WHERE application_name = 'certeus-dataplane' AND wait_event_type = 'Lock'";
-    while number(&admin, waiting).await < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let both_wait = async { while number(&admin, waiting).await < 2 {} };
+    tokio::time::timeout(IN_TIME, both_wait).await.expect("two commits wait");
     let began = Instant::now();
     admin.batch_execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false").await.unwrap();
     let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'certeus-dataplane'";
@@ -258,9 +259,12 @@ async fn what_is_in_doubt_is_spooled_at_once_if_its_replay_is_known_again() {
 
     admin.batch_execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true").await.unwrap();
     head.commit().await.unwrap();
-    while pod.0.spool_status().unwrap().known_records() != Some(0) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let replayed = async {
+        while pod.0.spool_status().unwrap().known_records() != Some(0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(IN_TIME, replayed).await.expect("the spool is replayed");
     assert!(pod.0.append(keyed("x", 3, "k")).await.unwrap().replayed);
     assert_eq!(stored(&holder).await, 1 + 3 + 600);
     close(pod).await;
