@@ -2,12 +2,9 @@ use certeus_crds::FieldError;
 use hyper::{Request, Response};
 use kube::Client;
 use kube::client::Body;
-use kube::runtime::events::Recorder;
 use tower::{BoxError, service_fn};
 
 use super::*;
-use crate::run::pods::PodDirectory;
-use crate::run::telemetry::Metrics;
 use crate::run::watch::ClusterSeen;
 
 fn key() -> ObjectKey {
@@ -19,13 +16,7 @@ fn controller() -> (Controller, Lists) {
     let unknown = service_fn(async |_: Request<Body>| {
         Response::builder().status(404).body(Body::empty()).map_err(BoxError::from)
     });
-    let client = Client::new(unknown, "ns");
-    let context = Context {
-        recorder: Recorder::new(client.clone(), "test".into()),
-        client,
-        pods: PodDirectory::new(),
-        metrics: Arc::new(Metrics::new().unwrap()),
-    };
+    let context = Context::on(Client::new(unknown, "ns"));
     let controller = Controller::new(Arc::new(context), Scope::All, Arc::new(Health::new()));
     (controller, Lists::new(&Scope::All, BTreeSet::new()))
 }
@@ -42,6 +33,15 @@ fn appears(uid: &str) -> Change {
     Change::Cluster(key(), Some(Box::new(cluster)))
 }
 
+/// One whose cluster went while the reconcile of it goes on.
+fn outlived() -> (Controller, Lists) {
+    let (mut controller, lists) = controller();
+    controller.change(appears("one"));
+    controller.hand_out(&lists);
+    controller.change(Change::Cluster(key(), None));
+    (controller, lists)
+}
+
 /// Takes in the end of a reconcile that runs.
 async fn end(controller: &mut Controller) {
     let finished = controller.running.join_next().await.unwrap().unwrap();
@@ -51,10 +51,7 @@ async fn end(controller: &mut Controller) {
 /// What a reconcile knows was so when it began.
 #[tokio::test]
 async fn a_reconcile_that_outlives_its_cluster_leaves_nothing_of_it() {
-    let (mut controller, lists) = controller();
-    controller.change(appears("one"));
-    controller.hand_out(&lists);
-    controller.change(Change::Cluster(key(), None));
+    let (mut controller, _lists) = outlived();
     end(&mut controller).await;
     assert_eq!(controller.context.pods.pods(&key()), None);
     assert!(controller.records.is_empty() && controller.stale.is_empty());
@@ -63,10 +60,7 @@ async fn a_reconcile_that_outlives_its_cluster_leaves_nothing_of_it() {
 
 #[tokio::test]
 async fn a_cluster_made_anew_waits_for_the_reconcile_of_the_one_before() {
-    let (mut controller, lists) = controller();
-    controller.change(appears("one"));
-    controller.hand_out(&lists);
-    controller.change(Change::Cluster(key(), None));
+    let (mut controller, lists) = outlived();
     controller.change(appears("two"));
     controller.hand_out(&lists);
     assert_eq!(controller.running.len(), 1, "one at a time");

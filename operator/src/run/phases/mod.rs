@@ -46,6 +46,18 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
 }
 
+#[cfg(test)]
+impl Context {
+    pub(crate) fn on(client: Client) -> Self {
+        Self {
+            recorder: Recorder::new(client.clone(), "test".into()),
+            client,
+            pods: PodDirectory::new(),
+            metrics: Arc::new(Metrics::new().unwrap()),
+        }
+    }
+}
+
 /// What is remembered of a cluster from one reconcile to the next. All of it may be lost: then the API server is asked.
 #[derive(Default)]
 pub(crate) struct Record {

@@ -5,7 +5,6 @@ mod trouble;
 use std::sync::Arc;
 
 use hyper::Method;
-use kube::runtime::events::Recorder;
 use serde_json::{Value, json};
 
 use super::fake_api::FakeApi;
@@ -36,13 +35,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let api = FakeApi::default();
-        let client = api.client();
-        let context = Context {
-            recorder: Recorder::new(client.clone(), "test".into()),
-            client,
-            pods: PodDirectory::new(),
-            metrics: Arc::new(Metrics::new().unwrap()),
-        };
+        let context = Context::on(api.client());
         let spec = json!({
             "database": { "secretRef": { "name": "db", "key": "url" } },
             "replicas": 3, "autoscaling": { "enabled": false }

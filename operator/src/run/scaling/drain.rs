@@ -81,9 +81,10 @@ impl Drain {
         self.retry_at = now.saturating_add(wait);
     }
 
-    fn refuse(&mut self, status: Option<u16>, now: Duration) {
+    fn refuse(&mut self, status: Option<u16>, now: Duration) -> DrainEnd {
         self.back_off(now);
         self.enter(DrainState::Refused(status), now);
+        DrainEnd::Refused
     }
 }
 

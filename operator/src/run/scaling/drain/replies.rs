@@ -2,101 +2,100 @@
 
 use std::time::Duration;
 
-use super::{Ask, DrainEnd, DrainState, Drains, NoReply, PodDrain, PodState, Reply, Request, SILENT_MAX};
+use super::{
+    Ask, Drain, DrainEnd, DrainState, Drains, NoReply, PodDrain, PodState, Reply, Request, SILENT_MAX,
+};
 
 impl Drains {
     /// Takes note of an answer. One that is no longer waited for changes nothing.
     pub(in crate::run::scaling) fn replied(&mut self, now: Duration, request: Request, reply: Reply) {
         let Request { ordinal, ask } = request;
+        let is_stopping = self.stopping_since.is_some();
         let Some(drain) = self.drains.get_mut(&ordinal).filter(|drain| drain.under_way) else { return };
         drain.under_way = false;
-        match (ask, drain.state) {
-            (Ask::Cancel, _) => self.serves_again(now, ordinal, reply),
-            // Its answer came after the decision to take the drain back.
-            (Ask::Drain | Ask::Look, DrainState::Cancelling) => {}
-            (Ask::Drain | Ask::Look, _) => match reply {
-                Ok(PodDrain { state: PodState::Drained, spool_records }) => {
-                    self.drained(now, ordinal, spool_records);
-                }
-                Ok(PodDrain { state, .. }) => self.drains_on(now, request, state),
-                Err(reason) => self.no_reply(now, request, reason),
-            },
-        }
-    }
-
-    fn serves_again(&mut self, now: Duration, ordinal: u32, reply: Reply) {
-        let Some(drain) = self.drains.get_mut(&ordinal) else { return };
-        match reply {
-            Ok(PodDrain { state: PodState::Serving, .. }) if drain.serve_first => {
+        let ended = match (ask, drain.state, reply) {
+            (Ask::Cancel, _, Ok(PodDrain { state: PodState::Serving, .. })) if drain.serve_first => {
                 drain.serve_first = false;
                 drain.asked = false;
                 drain.enter(DrainState::Spooled, now);
+                None
             }
-            Ok(PodDrain { state: PodState::Serving, .. }) => {
+            (Ask::Cancel, _, Ok(PodDrain { state: PodState::Serving, .. })) => {
                 self.drains.remove(&ordinal);
-                self.ended.push(DrainEnd::Cancelled);
+                Some(DrainEnd::Cancelled)
             }
             // Being stopped already.
-            Err(NoReply::Status(409)) => {
+            (Ask::Cancel, _, Err(NoReply::Status(409))) => {
                 self.drains.remove(&ordinal);
+                None
             }
-            Ok(_) | Err(_) => drain.back_off(now),
-        }
-    }
-
-    fn drained(&mut self, now: Duration, ordinal: u32, spool_records: Option<u64>) {
-        let Some(drain) = self.drains.get_mut(&ordinal) else { return };
-        let next = match spool_records {
-            Some(0) => DrainState::Drained,
-            Some(_) | None if self.stopping_since.is_some() => DrainState::Parked,
-            Some(_) | None => {
-                drain.serve_first = true;
-                drain.retry_at = now;
-                drain.enter(DrainState::Spooled, now);
-                return;
+            (Ask::Cancel, _, Ok(_) | Err(_)) => {
+                drain.back_off(now);
+                None
             }
+            // Its answer came after the decision to take the drain back.
+            (Ask::Drain | Ask::Look, DrainState::Cancelling, _) => None,
+            (Ask::Drain | Ask::Look, _, Ok(PodDrain { state: PodState::Drained, spool_records })) => {
+                match spool_records {
+                    Some(0) => {
+                        self.parked.forget(ordinal);
+                        drain.drained(now, DrainState::Drained)
+                    }
+                    Some(_) | None if is_stopping => {
+                        self.parked.park(ordinal, spool_records);
+                        drain.drained(now, DrainState::Parked)
+                    }
+                    Some(_) | None => {
+                        drain.serve_first = true;
+                        drain.retry_at = now;
+                        drain.enter(DrainState::Spooled, now);
+                        None
+                    }
+                }
+            }
+            (Ask::Drain | Ask::Look, _, Ok(PodDrain { state, .. })) => drain.drains_on(now, ask, state),
+            (Ask::Drain | Ask::Look, _, Err(reason)) => drain.no_reply(now, ask, reason),
         };
-        drain.failures = 0;
-        if drain.state != next {
-            self.ended.push(DrainEnd::Drained);
-        }
-        drain.enter(next, now);
-        match next {
-            DrainState::Parked => self.parked.park(ordinal, spool_records),
-            _ => self.parked.forget(ordinal),
-        }
+        self.ended.extend(ended);
+    }
+}
+
+impl Drain {
+    /// `state`: what that makes of it.
+    fn drained(&mut self, now: Duration, state: DrainState) -> Option<DrainEnd> {
+        let is_news = self.state != state;
+        self.failures = 0;
+        self.enter(state, now);
+        is_news.then_some(DrainEnd::Drained)
     }
 
-    fn drains_on(&mut self, now: Duration, request: Request, said: PodState) {
-        let Some(drain) = self.drains.get_mut(&request.ordinal) else { return };
-        match (said, drain.state) {
-            (PodState::Draining, DrainState::Stuck) => drain.back_off(now),
+    fn drains_on(&mut self, now: Duration, ask: Ask, said: PodState) -> Option<DrainEnd> {
+        match (said, self.state) {
+            (PodState::Draining, DrainState::Stuck) => self.back_off(now),
             // It had its time.
             (_, DrainState::Parked) => {}
             // Started anew meanwhile.
-            (PodState::Serving, _) if request.ask == Ask::Look => drain.enter(DrainState::Unknown, now),
-            (PodState::Serving, _) => {
-                drain.refuse(None, now);
-                self.ended.push(DrainEnd::Refused);
+            (PodState::Serving, _) if ask == Ask::Look => self.enter(DrainState::Unknown, now),
+            (PodState::Serving, _) => return Some(self.refuse(None, now)),
+            (PodState::Draining | PodState::Drained | PodState::Restarting, _) => {
+                self.enter(DrainState::Draining, now);
             }
-            _ => drain.enter(DrainState::Draining, now),
         }
+        None
     }
 
-    fn no_reply(&mut self, now: Duration, request: Request, reason: NoReply) {
-        let Some(drain) = self.drains.get_mut(&request.ordinal) else { return };
-        if request.ask == Ask::Look {
-            drain.failures = drain.failures.saturating_add(1);
-            if drain.state == DrainState::Drained && drain.failures >= SILENT_MAX {
-                drain.enter(DrainState::Unknown, now);
+    fn no_reply(&mut self, now: Duration, ask: Ask, reason: NoReply) -> Option<DrainEnd> {
+        if ask == Ask::Look {
+            self.failures = self.failures.saturating_add(1);
+            if self.state == DrainState::Drained && self.failures >= SILENT_MAX {
+                self.enter(DrainState::Unknown, now);
             }
-            return;
+            return None;
         }
         let status = match reason {
             NoReply::Silent => None,
             NoReply::Status(status) => Some(status),
         };
-        drain.refuse(status, now);
-        self.ended.push(DrainEnd::Refused);
+        Some(self.refuse(status, now))
     }
 }
