@@ -168,6 +168,7 @@ impl Shared {
         self.spool.is_some() && self.health.state() == BreakerState::Open
     }
 
+    /// Whether there is a spool that takes another request now.
     pub(crate) fn spool_takes_requests(&self) -> bool {
         self.spool.as_ref().is_some_and(|spool| spool.status().takes_requests())
     }

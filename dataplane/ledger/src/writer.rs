@@ -208,9 +208,6 @@ impl Writer<'_> {
         if Instant::now() >= deadline || self.shared.prefers_spool() {
             return Err(CommitError::Unavailable);
         }
-        // Where there is a spool, what is certainly not stored need not wait for the database; nor need what may be stored, if its
-        // replay is known again.
-        let is_named = batch.claims.iter().all(Option::is_some);
         let mut doubt = Doubt::default();
         let mut looked = false;
         let mut backoff = BACKOFF_MIN;
@@ -259,7 +256,10 @@ impl Writer<'_> {
                     self.shared.health.failed(&self.shared.metrics, &failed.reason);
                 }
             }
-            let may_spool = !doubt.earlier || is_named && self.shared.spool_takes_requests();
+            // Where there is a spool, what is certainly not stored need not wait for the database; nor need what may be stored, if its
+            // replay is known again.
+            let is_named = || batch.claims.iter().all(Option::is_some);
+            let may_spool = !doubt.earlier || is_named() && self.shared.spool_takes_requests();
             if Instant::now() + backoff >= deadline || may_spool && self.shared.prefers_spool() {
                 return Err(if doubt.earlier {
                     CommitError::OutcomeUnknown
