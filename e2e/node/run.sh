@@ -47,7 +47,11 @@ build_images() {
 
 clean_up() {
     # Groups of processes that are gone with their namespace.
-    find /sys/fs/cgroup -depth -type d \( -name certeus-node -o -path '*/certeus-node/*' \) -exec rmdir {} + 2>/dev/null || true
+    local groups=(find /sys/fs/cgroup -depth -type d '(' -name certeus-node -o -path '*/certeus-node/*' ')') left
+    # What is still there afterwards says more than rmdir, and one that goes meanwhile is no fault.
+    "${groups[@]}" -exec rmdir {} + 2>/dev/null || true
+    left=$("${groups[@]}" 2>/dev/null) || true
+    [ -z "$left" ] || printf 'node: these control groups could not be removed:\n%s\n' "$left" >&2
     rm -rf "$WORK"
 }
 

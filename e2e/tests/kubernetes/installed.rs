@@ -265,6 +265,11 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// How often an operator has asked for this.
+pub(crate) fn asked(operator: &Operator, path_end: &str) -> usize {
+    operator.front().seen().iter().filter(|seen| seen.path.ends_with(path_end)).count()
+}
+
 /// What an operator wrote, leases and Events excepted: those are signs of life.
 pub(crate) fn writes(operator: &Operator) -> Vec<String> {
     let seen = operator.front().seen().into_iter();

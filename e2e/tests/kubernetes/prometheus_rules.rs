@@ -8,7 +8,7 @@ use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
 use crate::alert_rules::{has, has_no_trouble, loaded};
-use crate::installed::{IN_TIME, Installed, SOON, fixed};
+use crate::installed::{IN_TIME, Installed, SOON, asked, fixed};
 
 fn api(world: &Installed) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("monitoring.coreos.com", "v1", "PrometheusRule");
@@ -49,11 +49,6 @@ fn told(world: &Installed, reason: &str) -> String {
 
 /// What the operator asks to learn whether there are such kinds: once for each that may come later, every ten seconds.
 const IS_KNOWN: &str = "/apis/monitoring.coreos.com/v1";
-
-/// How often the operator has asked for this.
-fn asked(operator: &Operator, path_end: &str) -> usize {
-    operator.front().seen().iter().filter(|seen| seen.path.ends_with(path_end)).count()
-}
 
 #[test]
 fn prometheus_rules_with_the_label_reach_the_pods_follow_edits_and_go() {
@@ -159,14 +154,12 @@ fn a_definition_that_goes_takes_its_objects_along_and_is_picked_up_when_it_is_ba
         assert_eq!(reason, "DefinitionMissing");
         // Nothing goes on failing, and nothing is asked of them any more.
         world.wait("the end of the watches", IN_TIME, || refused(&operator) == 0.0);
-        if round > 0 {
-            let looks = asked(&operator, IS_KNOWN);
-            let lists = || kinds.map(|(_, plural)| asked(&operator, plural));
-            world.wait("more looks", IN_TIME, || asked(&operator, IS_KNOWN) >= looks + 2);
-            let before = lists();
-            world.wait("still more looks", IN_TIME, || asked(&operator, IS_KNOWN) >= looks + 4);
-            assert_eq!((lists(), refused(&operator)), (before, 0.0));
-        }
+        let looks = asked(&operator, IS_KNOWN);
+        let lists = || kinds.map(|(_, plural)| asked(&operator, plural));
+        world.wait("more looks", IN_TIME, || asked(&operator, IS_KNOWN) >= looks + 2);
+        let before = lists();
+        world.wait("still more looks", IN_TIME, || asked(&operator, IS_KNOWN) >= looks + 6);
+        assert_eq!((lists(), refused(&operator)), (before, 0.0));
     }
     let (_, message) = world.wait_for_condition("trades", "Degraded", "False");
     assert_eq!(message, "");

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::installed::{IN_TIME, Installed, SOON, fixed, manifest, pods_of, secret_of, writes};
+use crate::installed::{IN_TIME, Installed, SOON, asked, fixed, manifest, pods_of, secret_of, writes};
 
 /// A lease's duration and some time to look.
 const TAKE_OVER: Duration = Duration::from_secs(40);
@@ -75,8 +75,11 @@ fn a_change_of_the_database_secret_replaces_every_pod_once() {
         world.sql("trades").query(sql, &[]).unwrap()[0].get::<_, i64>(0)
     };
     assert_eq!(connections(), 0);
-    // The Secrets that the operator made are changes, too, with which others would be gathered.
-    std::thread::sleep(Duration::from_secs(3));
+    // The Secrets that the operator made are changes, too, with which others would be gathered: until they are read again. At first
+    // they were asked for in vain.
+    world.wait("the generated Secrets to be read again", SOON, || {
+        asked(&operator, "/secrets/trades-signing-key") >= 2
+    });
     // Not by kubectl, which may take longer than changes are gathered.
     let look = |value: &str| {
         let looked = json!({ "metadata": { "annotations": { "looked": value } } });
